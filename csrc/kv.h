@@ -42,10 +42,10 @@ extern "C" {
 #endif
 
 #if defined(__GNUC__)
-#define KV_PRINTF(format, first) __attribute__((format(printf, format, first)))
+#define KV_PRINTF(text, first) __attribute__((__format__(__printf__, text, first)))
 #define KV_API __attribute__((visibility("default")))
 #else
-#define KV_PRINTF(format, first)
+#define KV_PRINTF(text, first)
 #define KV_API
 #endif
 
