@@ -87,6 +87,8 @@ void kv_buffer_free(struct kv_buffer *buffer);
 bool kv_key_is_canonical(kv_slice key);
 /* First segment ".kv"? */
 bool kv_key_is_own(kv_slice key);
+/* As kv_key_canonical(), where messages call it something else than "key" ("prefix", "lock name"). */
+kv_code kv_key_make(const char *noun, kv_slice key, bool root_allowed, char *out, size_t *size, kv_error *error);
 
 /* ------------------------------------------------------------------ reactor.c: as in struct kv_host, where the manual is */
 
@@ -129,20 +131,24 @@ struct kv_backend {
   kv_info info;
   struct kv_core_op *direct;    /* ops of KV_CAN_ANY_THREAD drivers in flight */
   int64_t direct_deadline;      /* the armed deadline scan, KV_NEVER: none */
+  bool direct_arming;           /* direct_task is on its way */
   atomic_uint_fast64_t counters[32]; /* in the order of KV_COUNTERS */
   atomic_uint_fast64_t failures[KV_CODE_COUNT];
   /* reactor only */
+  bool shut;                    /* the last view was closed: nothing new begins */
   struct kv_core_op *ops;       /* in flight */
   struct kv_watch *watches;
   void *recipes;                /* struct kv_recipes: held locks, leases, pending expiries */
   struct kv_timer direct_timer;
-  struct kv_task direct_task, close_task;
+  struct kv_task direct_task, closed_task;
 };
 
 struct kv_store {
   struct kv_backend *backend;
-  bool closed;
-  bool portable;
+  uint64_t view;                /* tells its operations and watches from other views' */
+  struct kv_close_request *close_request;
+  atomic_bool closed;
+  bool ready;                   /* the backend was started */
   unsigned fork_count;
   size_t prefix_size;
   char prefix[KV_KEY_MAX];
@@ -153,6 +159,9 @@ void kv_backend_retain(struct kv_backend *backend);
 void kv_backend_release(struct kv_backend *backend); /* the last one frees it; any thread */
 /* Join the store's prefix and a user's key into `out` (KV_KEY_MAX), checking all rules; KV_CLOSED for a closed or inherited store. */
 kv_code kv_store_key(const kv_store *store, kv_slice key, bool root_allowed, char *out, size_t *size, kv_error *error);
+/* The same for a prefix on its own. */
+kv_code kv_key_join(const char *prefix, size_t prefix_size, kv_slice key, bool root_allowed, char *out, size_t *size,
+                    kv_error *error);
 /* KV_CLOSED when the store was closed or belongs to the parent process; starts the backend (reactor reference) at first use. */
 kv_code kv_store_ready(kv_store *store, kv_error *error);
 
@@ -184,6 +193,7 @@ struct kv_step {
   void (*done)(struct kv_step *step, kv_code code, const char *message, struct kv_result *result);
   void *data;
   struct kv_core_op *op; /* in flight, else NULL; the core's */
+  struct kv_task task;   /* the core's */
 };
 void kv_step_start(struct kv_backend *backend, struct kv_step *step);
 void kv_step_cancel(struct kv_step *step); /* harmless when not in flight */

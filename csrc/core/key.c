@@ -89,11 +89,11 @@ static void show(kv_slice key, char *out) {
   memcpy(out + used, at < key.size ? "..." : "", at < key.size ? 4 : 1);
 }
 
-static kv_code refuse(kv_error *error, kv_slice key, const char *reason) {
+static kv_code refuse(kv_error *error, const char *noun, kv_slice key, const char *reason) {
   if (!error) return KV_INVALID;
   char shown[SHOWN_MAX * 4 + 8];
   show(key, shown);
-  return kv_fail(error, KV_INVALID, "invalid key \"%s\": %s", shown, reason);
+  return kv_fail(error, KV_INVALID, "invalid %s \"%s\": %s", noun, shown, reason);
 }
 
 static const char *why_not(const unsigned char *at, size_t left) {
@@ -126,19 +126,23 @@ static const char *add_segment(const char *segment, size_t size, char *out, size
 
 _Static_assert(KV_KEY_MAX == 480, "the message above says 480");
 
-kv_code kv_key_canonical(kv_slice key, bool root_allowed, char *out, size_t *size, kv_error *error) {
+kv_code kv_key_make(const char *noun, kv_slice key, bool root_allowed, char *out, size_t *size, kv_error *error) {
   size_t used = 0;
   for (size_t at = 0; at < key.size;) {
     const char *slash = memchr(key.data + at, '/', key.size - at);
     size_t end = slash ? (size_t)(slash - key.data) : key.size;
     if (end > at) {
       const char *wrong = add_segment(key.data + at, end - at, out, &used);
-      if (wrong) return refuse(error, key, wrong);
+      if (wrong) return refuse(error, noun, key, wrong);
     }
     at = end + 1;
   }
-  if (used == 0 && !root_allowed) return refuse(error, key, "it names no key, only the root");
-  if (kv_key_is_own((kv_slice){out, used})) return refuse(error, key, "the first segment .kv is the library's own");
+  if (used == 0 && !root_allowed) return refuse(error, noun, key, "it names no key, only the root");
+  if (kv_key_is_own((kv_slice){out, used})) return refuse(error, noun, key, "the first segment .kv is the library's own");
   *size = used;
   return KV_OK;
+}
+
+kv_code kv_key_canonical(kv_slice key, bool root_allowed, char *out, size_t *size, kv_error *error) {
+  return kv_key_make("key", key, root_allowed, out, size, error);
 }

@@ -297,17 +297,11 @@ static kv_code put_part(kv_options *options, const char *name, const char *text,
 static kv_code gather(struct kv_url *url, const kv_options *options, bool path_is_prefix, kv_error *error) {
   kv_code code = put_part(url->options, "username", url->username, error);
   if (code == KV_OK) code = put_part(url->options, "password", url->password, error);
-  if (code == KV_OK && path_is_prefix) code = put_part(url->options, "prefix", url->path, error);
+  /* A bare "/" behind the hosts says nothing: ?prefix= may still do. */
+  bool has_prefix = path_is_prefix && url->path && url->path[strspn(url->path, "/")];
+  if (code == KV_OK && has_prefix) code = put_part(url->options, "prefix", url->path, error);
   if (code == KV_OK && !kv_options_merge(url->options, options)) code = no_memory(error);
   return code;
-}
-
-static kv_code make_prefix(const char *text, char *prefix, size_t *size, kv_error *error) {
-  kv_error cause;
-  *size = 0;
-  if (!text) return KV_OK;
-  kv_code code = kv_key_canonical((kv_slice){text, strlen(text)}, true, prefix, size, &cause);
-  return code == KV_OK ? KV_OK : kv_fail(error, code, "invalid prefix: %s", cause.message);
 }
 
 /* Move what the parsed URL has into the config. */
@@ -333,6 +327,7 @@ kv_code kv_config_make(const char *url_text, const kv_options *options, struct k
   const struct kv_scheme *scheme = NULL;
   char *raw_prefix = NULL;
   *config = (struct kv_config){0};
+  *prefix_size = 0;
   kv_code code = kv_url_parse(url_text, &url, error);
   if (code != KV_OK) return code;
   scheme = kv_scheme_find((kv_slice){url.scheme, strlen(url.scheme)}, &driver);
@@ -341,7 +336,8 @@ kv_code kv_config_make(const char *url_text, const kv_options *options, struct k
   if (code == KV_OK) code = check_shape(&url, url.options, scheme, driver, error);
   if (code == KV_OK) {
     take(&url, scheme, config, &raw_prefix);
-    code = make_prefix(raw_prefix, prefix, prefix_size, error);
+    kv_slice text = {raw_prefix, raw_prefix ? strlen(raw_prefix) : 0};
+    code = kv_key_make("prefix", text, true, prefix, prefix_size, error);
     if (code != KV_OK) kv_config_clear(config);
   }
   free(raw_prefix);
