@@ -1,0 +1,264 @@
+# Builds kv: the Lua module (core.so, one shared object per backend), its tests and checks.
+#
+#   make                      for LUA=lua5.4, into build/lua5.4
+#   make LUA=luajit           for another Lua: lua5.1 lua5.2 lua5.3 lua5.4 luajit
+#   make all-luas             for every Lua whose headers are there
+#   make demo                 install what is missing (Debian), build, show the main job
+#   make test                 everything that must pass, on the embedded store and on a real etcd
+#   make check                warnings as errors, linters, sanitizers, valgrind, fuzzers
+#   make bench                measure, with the peers beside it
+#   make install PREFIX=/usr/local DESTDIR=
+#
+# BACKENDS="local etcd" chooses backends; one whose library is missing is left out with a note. SANITIZE=address,undefined or
+# SANITIZE=thread instruments everything, in a build folder of its own. WERROR=1 makes warnings errors. CC, CFLAGS,
+# CPPFLAGS and LDFLAGS are yours; V=1 shows the commands.
+
+LUA ?= lua5.4
+BACKENDS ?= local etcd
+PREFIX ?= /usr/local
+DESTDIR ?=
+SANITIZE ?=
+WERROR ?=
+CFLAGS ?= -O2 -g
+PKG_CONFIG ?= pkg-config
+FUZZ_SECONDS ?= 60
+
+ALL_LUAS := lua5.4 lua5.3 lua5.2 lua5.1 luajit
+TEST_LUAS ?= lua5.4 lua5.1 luajit
+
+# ---------------------------------------------------------------- where things are
+
+comma := ,
+BUILD ?= build$(if $(SANITIZE),/$(subst $(comma),-,$(SANITIZE)))
+OUT := $(BUILD)/$(LUA)
+OBJ := $(BUILD)/obj
+
+lua_version = $(if $(filter luajit,$(1)),5.1,$(patsubst lua%,%,$(1)))
+LUA_VERSION := $(call lua_version,$(LUA))
+# Debian calls it lua5.4, others lua-5.4 or plain lua.
+lua_package = $(firstword $(foreach name,$(if $(filter luajit,$(1)),luajit,$(1) lua-$(call lua_version,$(1))),\
+  $(shell $(PKG_CONFIG) --exists $(name) 2>/dev/null && echo $(name))))
+LUA_PACKAGE := $(call lua_package,$(LUA))
+LUA_INCLUDE ?= $(if $(LUA_PACKAGE),$(shell $(PKG_CONFIG) --cflags $(LUA_PACKAGE)))
+LUA_INTERPRETER ?= $(LUA)
+
+# What a backend needs: libraries (by their pkg-config names) and files of csrc/wire.
+PACKAGES_local := lmdb
+WIRE_local :=
+PACKAGES_etcd := libnghttp2 openssl
+WIRE_etcd := grpc protobuf tls
+
+packages_there = $(shell $(PKG_CONFIG) --exists $(PACKAGES_$(1)) 2>/dev/null && echo yes)
+sources_there = $(wildcard csrc/drivers/$(1)/*.c)
+USED := $(foreach name,$(BACKENDS),$(if $(call sources_there,$(name)),$(if $(call packages_there,$(name)),$(name))))
+LEFT_OUT := $(filter-out $(USED),$(BACKENDS))
+ALL_PACKAGES := $(sort $(foreach name,$(USED),$(PACKAGES_$(name))))
+DRIVER_CFLAGS := $(if $(ALL_PACKAGES),$(shell $(PKG_CONFIG) --cflags $(ALL_PACKAGES) 2>/dev/null))
+driver_libs = $(if $(PACKAGES_$(1)),$(shell $(PKG_CONFIG) --libs $(PACKAGES_$(1)) 2>/dev/null))
+
+# ---------------------------------------------------------------- flags
+
+KV_CFLAGS := -std=c11 -D_GNU_SOURCE -fPIC -fvisibility=hidden -Icsrc -pthread -Wall -Wextra $(if $(WERROR),-Werror)
+# The fuzzer's main() is linked into fuzzers only.
+SANITIZE_COMPILE := $(if $(SANITIZE),-fsanitize=$(subst fuzzer,fuzzer-no-link,$(SANITIZE)) -fno-omit-frame-pointer)
+SANITIZE_LINK := $(SANITIZE_COMPILE)
+ifneq ($(findstring undefined,$(SANITIZE)),)
+SANITIZE_COMPILE += -fno-sanitize-recover=undefined
+endif
+Q := $(if $(V),,@)
+say = $(if $(V),:,echo '  $(1)')
+COMPILE = $(CC) $(KV_CFLAGS) $(DRIVER_CFLAGS) $(SANITIZE_COMPILE) $(CPPFLAGS) $(CFLAGS) -MMD -MP
+# nodelete: the reactor thread may outlive the Lua state that loaded us.
+LINK_SHARED = $(CC) -shared -pthread -Wl,-z,nodelete $(SANITIZE_LINK) $(CFLAGS) $(LDFLAGS)
+LINK = $(CC) -pthread $(SANITIZE_LINK) $(CFLAGS) $(LDFLAGS)
+
+# ---------------------------------------------------------------- files
+
+CORE_C := $(wildcard csrc/core/*.c csrc/recipes/*.c)
+LUA_C := $(filter-out csrc/lua/driver_entry.c,$(wildcard csrc/lua/*.c))
+LUA_SOURCES := $(shell find lua -name '*.lua' 2>/dev/null)
+driver_c = $(wildcard csrc/drivers/$(1)/*.c) $(foreach part,$(WIRE_$(1)),$(wildcard csrc/wire/$(part)*.c)) csrc/core/buffer.c
+ALL_DRIVER_C := $(sort $(foreach name,$(USED),$(call driver_c,$(name))))
+
+object = $(patsubst %.c,$(OBJ)/%.o,$(1))
+lua_object = $(patsubst %.c,$(OBJ)/$(LUA)/%.o,$(1))
+
+CORE_SO := $(OUT)/kv/core.so
+DRIVER_SO := $(patsubst %,$(OUT)/kv/driver/%.so,$(USED))
+LAUNCHER := $(OUT)/bin/kv
+SUPPORT_SO := $(OUT)/spec/native.so
+PROXY := $(BUILD)/support/proxy
+HOST := $(BUILD)/support/host
+STATIC := $(BUILD)/libkv-static.a
+C_UNITS := $(patsubst spec/c/%.c,$(BUILD)/c/%,$(wildcard spec/c/test_*.c))
+FUZZERS := $(patsubst spec/fuzz/%.c,$(BUILD)/fuzz/%,$(wildcard spec/fuzz/*.c))
+
+# Recursive builds use all processors unless -j was given.
+JOBS := $(if $(findstring j,$(filter-out --%,$(MAKEFLAGS))),,-j$(shell nproc 2>/dev/null || echo 1))
+MAKE_ALL = $(MAKE) --no-print-directory $(JOBS)
+
+.DELETE_ON_ERROR:
+.SECONDARY:
+.PHONY: all all-luas demo test check bench install uninstall clean c-units support host fuzz fuzzers notes FORCE
+
+all: notes $(CORE_SO) $(DRIVER_SO) $(LAUNCHER)
+
+notes:
+	@$(if $(LUA_INCLUDE),:,echo "kv: lua.h of $(LUA) was not found; scripts/install-packages.sh build installs what is needed" >&2; exit 1)
+	@$(if $(LEFT_OUT),for name in $(LEFT_OUT); do echo "kv: backend $$name is left out: its source or library is missing" \
+	  "(see PACKAGES_$$name in the Makefile)"; done,:)
+
+all-luas:
+	@for lua in $(ALL_LUAS); do \
+	  if $(MAKE) -s --no-print-directory LUA=$$lua lua-headers-there >/dev/null 2>&1; \
+	  then $(MAKE) --no-print-directory LUA=$$lua all || exit 1; \
+	  else echo "kv: $$lua is left out: its lua.h was not found"; fi; \
+	done
+
+.PHONY: lua-headers-there
+lua-headers-there:
+	@test -n "$(LUA_INCLUDE)"
+
+# Objects are made again when the flags change.
+FLAGS := $(COMPILE)
+$(BUILD)/flags: FORCE
+	@mkdir -p $(@D)
+	@echo '$(FLAGS)' | cmp -s - $@ || echo '$(FLAGS)' >$@
+
+$(OBJ)/%.o: %.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	@$(call say,CC $@)
+	$(Q)$(COMPILE) -c -o $@ $<
+
+$(OBJ)/$(LUA)/%.o: %.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	@$(call say,CC $@)
+	$(Q)$(COMPILE) $(LUA_INCLUDE) -c -o $@ $<
+
+$(OBJ)/$(LUA)/csrc/lua/driver_entry-%.o: csrc/lua/driver_entry.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	@$(call say,CC $@)
+	$(Q)$(COMPILE) $(LUA_INCLUDE) -DKV_DRIVER_NAME=$* -c -o $@ $<
+
+$(CORE_SO): $(call object,$(CORE_C)) $(call lua_object,$(LUA_C))
+	@mkdir -p $(@D)
+	@$(call say,LINK $@)
+	$(Q)$(LINK_SHARED) -o $@ $^ -lm
+
+define driver_rule
+$(OUT)/kv/driver/$(1).so: $(call object,$(call driver_c,$(1))) $(OBJ)/$(LUA)/csrc/lua/driver_entry-$(1).o
+	@mkdir -p $$(@D)
+	@$$(call say,LINK $$@)
+	$$(Q)$$(LINK_SHARED) -o $$@ $$^ $(call driver_libs,$(1))
+endef
+$(foreach name,$(USED),$(eval $(call driver_rule,$(name))))
+
+# ---------------------------------------------------------------- the command
+
+# $(1): folder of Lua files, $(2): folder of shared objects
+define launcher_text
+#!/bin/sh
+# kv's command line, run by the Lua that it was built for.
+share='$(1)'
+lib='$(2)'
+exec $(LUA_INTERPRETER) -e "package.path = [==[$$share/?.lua;$$share/?/init.lua;]==] .. package.path
+package.cpath = [==[$$lib/?.so;]==] .. package.cpath" "$$share/kv/cli.lua" "$$@"
+endef
+
+$(LAUNCHER): export TEXT = $(call launcher_text,$(CURDIR)/lua,$(CURDIR)/$(OUT))
+$(LAUNCHER): Makefile
+	@mkdir -p $(@D)
+	@printf '%s\n' "$$TEXT" >$@ && chmod 755 $@
+
+SHARE := $(PREFIX)/share/lua/$(LUA_VERSION)
+LIB := $(PREFIX)/lib/lua/$(LUA_VERSION)
+
+install: export TEXT = $(call launcher_text,$(SHARE),$(LIB))
+install: all
+	install -d '$(DESTDIR)$(LIB)/kv/driver' '$(DESTDIR)$(SHARE)/kv' '$(DESTDIR)$(PREFIX)/bin'
+	install -m 755 $(CORE_SO) '$(DESTDIR)$(LIB)/kv/'
+	$(if $(DRIVER_SO),install -m 755 $(DRIVER_SO) '$(DESTDIR)$(LIB)/kv/driver/')
+	@cd lua && find . -name '*.lua' | while read -r file; do \
+	  install -D -m 644 "$$file" '$(DESTDIR)$(SHARE)'/"$$file" || exit 1; done
+	@printf '%s\n' "$$TEXT" >'$(DESTDIR)$(PREFIX)/bin/kv' && chmod 755 '$(DESTDIR)$(PREFIX)/bin/kv'
+
+uninstall:
+	rm -rf '$(DESTDIR)$(LIB)/kv' '$(DESTDIR)$(SHARE)/kv' '$(DESTDIR)$(PREFIX)/bin/kv'
+
+# ---------------------------------------------------------------- tests
+
+# Everything but the Lua binding, for tests in C. An archive, so that each test takes what it needs.
+$(STATIC): $(call object,$(sort $(CORE_C) $(ALL_DRIVER_C) $(wildcard csrc/wire/*.c)))
+	@$(call say,AR $@)
+	@rm -f $@
+	$(Q)$(AR) rcs $@ $^
+
+STATIC_LIBS := $(foreach name,$(USED),$(call driver_libs,$(name))) -lm
+
+$(BUILD)/c/%: $(OBJ)/spec/c/%.o $(STATIC)
+	@mkdir -p $(@D)
+	@$(call say,LINK $@)
+	$(Q)$(LINK) -o $@ $< $(STATIC) $(STATIC_LIBS)
+
+$(OBJ)/spec/c/%.o: KV_CFLAGS += -Ispec/c
+
+c-units: $(C_UNITS)
+
+# What the specs need beside Lua: processes, ports and a proxy that misbehaves.
+support: $(SUPPORT_SO) $(PROXY)
+
+$(SUPPORT_SO): $(OBJ)/$(LUA)/spec/support/native.o
+	@mkdir -p $(@D)
+	@$(call say,LINK $@)
+	$(Q)$(LINK_SHARED) -o $@ $^
+
+$(PROXY): $(OBJ)/spec/support/proxy.o
+	@mkdir -p $(@D)
+	@$(call say,LINK $@)
+	$(Q)$(LINK) -o $@ $^
+
+# A Lua interpreter of our own, so that a sanitizer's runtime is there from the start.
+LUA_STATIC = $(shell $(PKG_CONFIG) --variable=libdir $(LUA_PACKAGE))/lib$(LUA).a
+host: $(HOST)
+$(HOST): $(OBJ)/$(LUA)/spec/support/host.o
+	@mkdir -p $(@D)
+	@$(call say,LINK $@)
+	$(Q)$(LINK) -Wl,-E -o $@ $^ -Wl,--whole-archive $(LUA_STATIC) -Wl,--no-whole-archive -lm -ldl
+
+demo:
+	@scripts/install-packages.sh build
+	@$(MAKE_ALL) all
+	@LUA_PATH='$(CURDIR)/lua/?.lua;$(CURDIR)/lua/?/init.lua;;' LUA_CPATH='$(CURDIR)/$(OUT)/?.so;;' \
+	  $(LUA_INTERPRETER) examples/demo.lua
+
+test:
+	@scripts/install-packages.sh build test
+	@for lua in $(TEST_LUAS); do $(MAKE_ALL) LUA=$$lua all support || exit 1; done
+	@$(MAKE_ALL) c-units
+	@TEST_LUAS='$(TEST_LUAS)' BUILD='$(BUILD)' scripts/run-tests
+
+check:
+	@scripts/install-packages.sh build test check
+	@FUZZ_SECONDS='$(FUZZ_SECONDS)' MAKE='$(MAKE)' scripts/run-checks
+
+bench:
+	@scripts/install-packages.sh build test bench
+	@$(MAKE_ALL) LUA=lua5.4 all support
+	@$(MAKE_ALL) LUA=luajit all support
+	@BUILD='$(BUILD)' scripts/run-bench
+
+fuzz:
+	@$(MAKE_ALL) CC=clang SANITIZE=fuzzer,address BUILD=build/fuzzers fuzzers
+	@BUILD=build/fuzzers FUZZ_SECONDS='$(FUZZ_SECONDS)' scripts/run-fuzzers
+
+fuzzers: $(FUZZERS)
+
+$(BUILD)/fuzz/%: $(OBJ)/spec/fuzz/%.o $(STATIC)
+	@mkdir -p $(@D)
+	@$(call say,LINK $@)
+	$(Q)$(CC) -pthread -fsanitize=$(SANITIZE) $(CFLAGS) $(LDFLAGS) -o $@ $< $(STATIC) $(STATIC_LIBS)
+
+clean:
+	rm -rf build
+
+-include $(shell find $(OBJ) -name '*.d' 2>/dev/null)
