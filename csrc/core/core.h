@@ -192,6 +192,7 @@ struct kv_step {
   int64_t deadline;  /* KV_NEVER: none */
   void (*done)(struct kv_step *step, kv_code code, const char *message, struct kv_result *result);
   void *data;
+  unsigned attempts; /* set before done(): how often a driver was asked. More than once: a first try may have been applied */
   struct kv_core_op *op; /* in flight, else NULL; the core's */
   struct kv_task task;   /* the core's */
 };

@@ -173,7 +173,7 @@ static void answer(struct kv_core_op *op, kv_code code, const char *cause, bool 
   kv_reply *reply = op->reply;
   op->reply = NULL;
   reply->code = code;
-  if (code != KV_OK && cause) reply->message = describe(op, cause);
+  if (cause) reply->message = code == KV_OK ? strdup(cause) : describe(op, cause); /* with KV_OK: why a lock was lost */
   if (with_result) move_result(reply, &op->pub);
   kv_reply_send(op->queue, reply);
 }
@@ -211,6 +211,7 @@ static void deliver_step(struct kv_task *task) {
   if (code != KV_OK && op->cancelled) code = KV_CANCELLED;
   else if (code != KV_OK && op->timed_out && (code == KV_UNAVAILABLE || code == KV_CANCELLED)) code = KV_TIMEOUT;
   step->op = NULL;
+  step->attempts = op->pub.attempt + 1;
   step->done(step, code, op->last_problem ? op->last_problem : kv_code_meaning(code), &op->pub.result);
   kv_core_op_free(op);
 }
