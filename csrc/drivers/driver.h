@@ -131,6 +131,8 @@ struct kv_place {
  *   LEASE_REVOKE  end it with its keys. One that is gone is a success.
  *   QUEUE_JOIN    make our entry in op->place under its lease; adopt it when place->id is there already. May also
  *                 answer like AHEAD in the same round trip: result.answered_ahead = true, result.found, place->ahead.
+ *                 When it then finds nobody ahead and sets place->token, that answer must be as strong as CLAIM's (read in
+ *                 one linearizable step with the creation): CLAIM is left out. Leave the token 0 where it is not.
  *   QUEUE_AHEAD   who is before us? result.found = false: nobody, CLAIM next. Otherwise place->ahead is set. KV_LOST: our entry is gone.
  *   QUEUE_WAIT    finish when place->ahead is gone; finishing early is harmless. Has no deadline of its own.
  *   QUEUE_CLAIM   verify by a strong read that our entry stands and is first (Consul: take the real key). result.found = true:
