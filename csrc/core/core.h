@@ -98,6 +98,7 @@ void kv_io_remove(struct kv_io *io);
 void kv_timer_set(struct kv_timer *timer, int64_t at);
 void kv_timer_stop(struct kv_timer *timer);
 void kv_post(struct kv_task *task);
+bool kv_post_if_running(struct kv_task *task); /* false: there is no reactor, and the task will not run */
 void kv_defer(struct kv_task *task);
 bool kv_on_reactor(void);
 /* Keep the reactor running: started by the first reference (KV_FAILED when no thread can be had), ended by the last. */

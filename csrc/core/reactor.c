@@ -39,7 +39,7 @@ struct reactor {
 
 /* Guards `current`, `references`; replaced in a forked child, where the parent's may be locked for ever. */
 static pthread_mutex_t guard = PTHREAD_MUTEX_INITIALIZER;
-static _Atomic(struct reactor *) current;
+static struct reactor *current;
 static unsigned references;
 static unsigned guard_fork_count;
 
@@ -126,15 +126,30 @@ static void wake(struct reactor *reactor) {
   while (written < 0 && errno == EINTR);
 }
 
-void kv_post(struct kv_task *task) {
-  struct reactor *reactor = self ? self : current;
-  if (!reactor) return;
+static void post_to(struct reactor *reactor, struct kv_task *task) {
   pthread_mutex_lock(&reactor->lock);
   append(&reactor->posted, &reactor->posted_end, task);
   bool asleep = reactor->sleeping;
   reactor->sleeping = false;
   pthread_mutex_unlock(&reactor->lock);
   if (asleep) wake(reactor);
+}
+
+bool kv_post_if_running(struct kv_task *task) {
+  if (self) {
+    post_to(self, task);
+    return true;
+  }
+  /* Under the guard, so that the reactor does not end meanwhile. */
+  pthread_mutex_lock(&guard);
+  struct reactor *reactor = current;
+  if (reactor) post_to(reactor, task);
+  pthread_mutex_unlock(&guard);
+  return reactor != NULL;
+}
+
+void kv_post(struct kv_task *task) {
+  (void)kv_post_if_running(task);
 }
 
 static void drain_wake(struct kv_io *io, unsigned events) {

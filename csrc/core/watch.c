@@ -550,7 +550,7 @@ static void ask_to_attend(struct kv_watch *watch) {
   watch_retain(watch);
   watch->task.run = attend;
   watch->task.data = watch;
-  kv_post(&watch->task);
+  if (!kv_post_if_running(&watch->task)) watch_release(watch); /* ended with its store long ago */
 }
 
 static void begin(struct kv_task *task) {
