@@ -75,7 +75,7 @@ LINK = $(CC) -pthread $(SANITIZE_LINK) $(CFLAGS) $(LDFLAGS)
 # ---------------------------------------------------------------- files
 
 CORE_C := $(wildcard csrc/core/*.c csrc/recipes/*.c)
-LUA_C := $(filter-out csrc/lua/driver_entry.c,$(wildcard csrc/lua/*.c))
+LUA_C := $(filter-out csrc/lua/driver_entry.c csrc/lua/process.c,$(wildcard csrc/lua/*.c))
 LUA_SOURCES := $(shell find lua -name '*.lua' 2>/dev/null)
 driver_c = $(wildcard csrc/drivers/$(1)/*.c) $(foreach part,$(WIRE_$(1)),$(wildcard csrc/wire/$(part)*.c)) csrc/core/buffer.c
 ALL_DRIVER_C := $(sort $(foreach name,$(USED),$(call driver_c,$(name))))
@@ -84,6 +84,7 @@ object = $(patsubst %.c,$(OBJ)/%.o,$(1))
 lua_object = $(patsubst %.c,$(OBJ)/$(LUA)/%.o,$(1))
 
 CORE_SO := $(OUT)/kv/core.so
+PROCESS_SO := $(OUT)/kv/process.so
 DRIVER_SO := $(patsubst %,$(OUT)/kv/driver/%.so,$(USED))
 LAUNCHER := $(OUT)/bin/kv
 SUPPORT_SO := $(OUT)/spec/native.so
@@ -101,7 +102,7 @@ MAKE_ALL = $(MAKE) --no-print-directory $(JOBS)
 .SECONDARY:
 .PHONY: all all-luas demo test check bench install uninstall clean c-units support host fuzz fuzzers notes FORCE
 
-all: notes $(CORE_SO) $(DRIVER_SO) $(LAUNCHER)
+all: notes $(CORE_SO) $(PROCESS_SO) $(DRIVER_SO) $(LAUNCHER)
 
 notes:
 	@$(if $(LUA_INCLUDE),:,echo "kv: lua.h of $(LUA) was not found; scripts/install-packages.sh build installs what is needed" >&2; exit 1)
@@ -145,6 +146,12 @@ $(CORE_SO): $(call object,$(CORE_C)) $(call lua_object,$(LUA_C))
 	@$(call say,LINK $@)
 	$(Q)$(LINK_SHARED) -o $@ $^ -lm
 
+# Child processes for the command line; the module itself does without.
+$(PROCESS_SO): $(call lua_object,csrc/lua/process.c)
+	@mkdir -p $(@D)
+	@$(call say,LINK $@)
+	$(Q)$(LINK_SHARED) -o $@ $^ -lm
+
 define driver_rule
 $(OUT)/kv/driver/$(1).so: $(call object,$(call driver_c,$(1))) $(OBJ)/$(LUA)/csrc/lua/driver_entry-$(1).o
 	@mkdir -p $$(@D)
@@ -176,7 +183,7 @@ LIB := $(PREFIX)/lib/lua/$(LUA_VERSION)
 install: export TEXT = $(call launcher_text,$(SHARE),$(LIB))
 install: all
 	install -d '$(DESTDIR)$(LIB)/kv/driver' '$(DESTDIR)$(SHARE)/kv' '$(DESTDIR)$(PREFIX)/bin'
-	install -m 755 $(CORE_SO) '$(DESTDIR)$(LIB)/kv/'
+	install -m 755 $(CORE_SO) $(PROCESS_SO) '$(DESTDIR)$(LIB)/kv/'
 	$(if $(DRIVER_SO),install -m 755 $(DRIVER_SO) '$(DESTDIR)$(LIB)/kv/driver/')
 	@cd lua && find . -name '*.lua' | while read -r file; do \
 	  install -D -m 644 "$$file" '$(DESTDIR)$(SHARE)'/"$$file" || exit 1; done
