@@ -1,0 +1,3 @@
+--- Runs busted in whatever Lua runs this file: <lua> spec/support/busted.lua [OPTION...] PATH...
+-- (The installed command is tied to one Lua.)
+require("busted.runner")({standalone = false})

@@ -1,0 +1,210 @@
+--- Real etcd servers for specs: each in a temporary folder, on free ports, healthy when the constructor returns, ended by its pid.
+--
+--    local etcd = servers.etcd{tls = true, auth = true}
+--    kv.open(etcd:url())                  "etcds://127.0.0.1:41234"
+--    etcd:kill()  etcd:start()            SIGKILL; again, with its data and ports
+--    etcd:pause() etcd:resume()           SIGSTOP, SIGCONT
+--    etcd:ctl("compact", "17")            etcdctl, its output
+--    etcd:stop()                          ends it and removes its folder
+--
+-- servers.cluster(3) gives members that know each other.
+local native = require("spec.native")
+local util = require("spec.support.util")
+
+local servers = {}
+
+local START_SECONDS = 30
+local ATTEMPTS = 3 -- a free port may be taken by somebody else before the server listens
+
+--- Run a program to its end; returns its output, or fails with it.
+function servers.run(command, environment)
+  local folder = util.folder()
+  local out = folder .. "/output"
+  command.stdout, command.stderr, command.env = out, out, environment
+  local process = assert(native.spawn(command))
+  local how, code = process:wait(60)
+  local text = util.read(out) or ""
+  util.remove(folder)
+  if how ~= "exit" or code ~= 0 then
+    return nil, ("%s ended with %s %s: %s"):format(table.concat(command, " "), tostring(how), tostring(code), text)
+  end
+  return text
+end
+
+-- ------------------------------------------------------------------ certificates
+
+local function openssl(...)
+  return assert(servers.run{"openssl", ...})
+end
+
+--- A private certificate authority in a folder, and what it signed: {ca, cert, key, client_cert, client_key, other_ca}.
+function servers.certificates(folder)
+  local function authority(name)
+    openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj",
+      "/CN=kv test authority " .. name, "-keyout", folder .. "/" .. name .. ".key", "-out", folder .. "/" .. name .. ".pem")
+    return folder .. "/" .. name .. ".pem"
+  end
+  local function signed(name, usage)
+    local base = folder .. "/" .. name
+    util.write(base .. ".ext", "subjectAltName=DNS:localhost,IP:127.0.0.1\nextendedKeyUsage=" .. usage .. "\n")
+    openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj", "/CN=" .. name, "-keyout",
+      base .. ".key", "-out", base .. ".csr")
+    openssl("x509", "-req", "-in", base .. ".csr", "-CA", folder .. "/ca.pem", "-CAkey", folder .. "/ca.key",
+      "-CAcreateserial", "-days", "2", "-extfile", base .. ".ext", "-out", base .. ".pem")
+    return base .. ".pem", base .. ".key"
+  end
+  local made = {ca = authority("ca"), other_ca = authority("other")}
+  made.cert, made.key = signed("server", "serverAuth,clientAuth")
+  made.client_cert, made.client_key = signed("client", "clientAuth")
+  return made
+end
+
+-- ------------------------------------------------------------------ etcd
+
+local Etcd = {}
+Etcd.__index = Etcd
+
+local ROOT_PASSWORD = "r00t-secret"
+
+local function command_of(self)
+  local scheme = self.certificates and "https" or "http"
+  local client = ("%s://127.0.0.1:%d"):format(scheme, self.port)
+  local peer = ("http://127.0.0.1:%d"):format(self.peer_port)
+  local command = {"etcd", "--name", self.name, "--data-dir", self.folder .. "/data", "--listen-client-urls", client,
+    "--advertise-client-urls", client, "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
+    "--initial-cluster", self.cluster or (self.name .. "=" .. peer), "--enable-v2=true", "--logger=zap",
+    "--log-outputs=stderr", stdout = self.folder .. "/log", stderr = self.folder .. "/log"}
+  if self.certificates then
+    for _, word in ipairs{"--cert-file", self.certificates.cert, "--key-file", self.certificates.key} do
+      command[#command + 1] = word
+    end
+    if self.options.client_certificates then
+      for _, word in ipairs{"--client-cert-auth", "--trusted-ca-file", self.certificates.ca} do command[#command + 1] = word end
+    end
+  end
+  for _, word in ipairs(self.options.arguments or {}) do command[#command + 1] = word end
+  return command
+end
+
+--- Run etcdctl on it: its output, or nil and what it said.
+function Etcd:try_ctl(...)
+  local command = {"etcdctl", "--endpoints", ("%s://127.0.0.1:%d"):format(self.certificates and "https" or "http", self.port)}
+  if self.certificates then
+    for _, word in ipairs{"--cacert", self.certificates.ca, "--cert", self.certificates.client_cert, "--key",
+      self.certificates.client_key} do command[#command + 1] = word end
+  end
+  if self.authenticated then
+    command[#command + 1] = "--user"
+    command[#command + 1] = "root:" .. ROOT_PASSWORD
+  end
+  for i = 1, select("#", ...) do command[#command + 1] = tostring((select(i, ...))) end
+  return servers.run(command, {"ETCDCTL_API=3"})
+end
+
+function Etcd:ctl(...)
+  return assert(self:try_ctl(...))
+end
+
+--- Start it (again) without waiting for its health.
+function Etcd:launch()
+  self.process = assert(native.spawn(command_of(self)))
+end
+
+function Etcd:healthy()
+  return native.listening(self.port) and self:try_ctl("endpoint", "health") ~= nil
+end
+
+function Etcd:wait_healthy()
+  local deadline = native.now() + START_SECONDS
+  while not self:healthy() do
+    if not self.process:running() then return nil, "etcd ended: " .. (util.read(self.folder .. "/log") or "") end
+    if native.now() > deadline then return nil, "etcd is not healthy: " .. (util.read(self.folder .. "/log") or "") end
+    native.sleep(0.02)
+  end
+  return true
+end
+
+--- Start it again after kill(), with its data and ports.
+function Etcd:start()
+  self:launch()
+  assert(self:wait_healthy())
+end
+
+--- SIGKILL, and wait until it is gone.
+function Etcd:kill()
+  self.process:kill("CONT")
+  self.process:kill("KILL")
+  assert(self.process:wait(10), "etcd cannot be killed")
+end
+
+function Etcd:pause() assert(self.process:kill("STOP")) end
+function Etcd:resume() assert(self.process:kill("CONT")) end
+
+function Etcd:stop()
+  self:kill()
+  util.remove(self.folder)
+end
+
+--- The URL of this member; `rest` is what follows the port.
+function Etcd:url(rest, user)
+  return ("%s://%s127.0.0.1:%d%s"):format(self.certificates and "etcds" or "etcd", user and user .. "@" or "", self.port,
+    rest or "")
+end
+
+--- The revision that the server is at.
+function Etcd:revision()
+  return assert(tonumber(self:ctl("get", "any", "-w", "json"):match('"revision":(%d+)')))
+end
+
+local function new_member(options, name)
+  local self = setmetatable({options = options, name = name, folder = util.folder()}, Etcd)
+  self.port, self.peer_port = native.port(), native.port()
+  if options.tls then self.certificates = servers.certificates(self.folder) end
+  return self
+end
+
+local function enable_auth(self)
+  self:ctl("user", "add", "root:" .. ROOT_PASSWORD)
+  self:ctl("user", "grant-role", "root", "root")
+  self:ctl("role", "add", "limited")
+  self:ctl("role", "grant-permission", "limited", "readwrite", "--prefix=true", "/allowed/")
+  self:ctl("user", "add", "worker:w0rk")
+  self:ctl("user", "grant-role", "worker", "limited")
+  self:ctl("auth", "enable")
+  self.authenticated = true
+  self.password = ROOT_PASSWORD
+end
+
+--- A server. Options: tls, client_certificates (it wants them), auth (root with .password; worker:w0rk may use /allowed/), arguments.
+function servers.etcd(options)
+  local problem
+  for _ = 1, ATTEMPTS do
+    local self = new_member(options or {}, "one")
+    self:launch()
+    local ok
+    ok, problem = self:wait_healthy()
+    if ok then
+      if self.options.auth then enable_auth(self) end
+      return self
+    end
+    self:stop()
+  end
+  error(problem, 2)
+end
+
+--- Members of one cluster, all healthy.
+function servers.cluster(count, options)
+  local members, parts = {}, {}
+  for i = 1, count do
+    members[i] = new_member(options or {}, "member" .. i)
+    parts[i] = ("%s=http://127.0.0.1:%d"):format(members[i].name, members[i].peer_port)
+  end
+  for _, member in ipairs(members) do
+    member.cluster = table.concat(parts, ",")
+    member:launch()
+  end
+  for _, member in ipairs(members) do assert(member:wait_healthy()) end
+  return members
+end
+
+return servers

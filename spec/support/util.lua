@@ -1,0 +1,108 @@
+--- Small things that many specs need: waiting for a condition, temporary folders, files.
+local native = require("spec.native")
+
+local util = {}
+
+local folders = {}
+
+--- Poll `condition` until it gives something true, and return that. Fails after `seconds` (10) with `what` and the last error.
+-- `sleep` is native.sleep, which blocks; a task passes kv.sleep.
+function util.eventually(condition, what, seconds, sleep)
+  local deadline = native.now() + (seconds or 10)
+  local rest = sleep or native.sleep
+  local pause = 0.002
+  local last
+  repeat
+    local ok, value = pcall(condition)
+    if ok and value then return value end
+    last = value
+    rest(pause)
+    pause = math.min(pause * 1.5, 0.05)
+  until native.now() > deadline
+  error(("not within %s s: %s (last: %s)"):format(seconds or 10, what or "the condition", tostring(last)), 2)
+end
+
+--- As eventually(), in a task: PUC 5.1 cannot yield inside of pcall, so errors pass through.
+function util.eventually_task(kv, condition, what, seconds)
+  local deadline = native.now() + (seconds or 10)
+  repeat
+    local value = condition()
+    if value then return value end
+    kv.sleep(0.005)
+  until native.now() > deadline
+  error(("not within %s s: %s"):format(seconds or 10, what or "the condition"), 2)
+end
+
+--- How long does fn(...) take? Returns seconds and what fn returned (up to three values).
+function util.timed(fn, ...)
+  local start = native.now()
+  local a, b, c = fn(...)
+  return native.now() - start, a, b, c
+end
+
+--- A new temporary folder, removed by remove_folders() or when the program ends.
+function util.folder()
+  local path = assert(native.tempdir())
+  folders[#folders + 1] = path
+  return path
+end
+
+local function quoted(text)
+  return "'" .. text:gsub("'", "'\\''") .. "'"
+end
+
+function util.remove(path)
+  assert(path:find("kv-spec-", 1, true), "only temporary folders are removed")
+  os.execute("rm -rf " .. quoted(path))
+end
+
+function util.remove_folders()
+  for _, path in ipairs(folders) do util.remove(path) end
+  folders = {}
+end
+
+function util.read(path)
+  local file = io.open(path, "rb")
+  if not file then return nil end
+  local text = file:read("*a")
+  file:close()
+  return text
+end
+
+function util.write(path, text)
+  local file = assert(io.open(path, "wb"))
+  assert(file:write(text))
+  file:close()
+end
+
+--- The names in a folder of /proc, e.g. "fd" or "task", counted.
+function util.count_proc(what)
+  local count = 0
+  for _ in require("lfs").dir("/proc/self/" .. what) do count = count + 1 end
+  return count - 2
+end
+
+--- What runs this program, so that a spec can start another like it.
+function util.interpreter()
+  local lowest = 0
+  while arg[lowest - 1] do lowest = lowest - 1 end
+  return arg[lowest]
+end
+
+--- Start Lua with a script and arguments, its input and output ours.
+function util.lua(script, ...)
+  return assert(native.spawn{util.interpreter(), script, pipe = true, ...})
+end
+
+-- The end of the program removes what a spec forgot: 5.1 knows __gc of userdata only.
+local function at_end()
+  util.remove_folders()
+end
+if newproxy then -- luacheck: ignore 113
+  util.guard = newproxy(true) -- luacheck: ignore 113
+  getmetatable(util.guard).__gc = at_end
+else
+  util.guard = setmetatable({}, {__gc = at_end})
+end
+
+return util
