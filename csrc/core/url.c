@@ -91,6 +91,7 @@ static bool is_host_byte(char byte, bool bracketed) {
   return byte == '.' || byte == '-' || byte == '_' || (bracketed && (byte == ':' || byte == '%'));
 }
 
+/* The host itself is not shown, only the character: what stands here may be the rest of a password with an '@' in it. */
 static kv_code check_host(const char *host, bool bracketed, kv_error *error) {
   size_t size = strlen(host);
   if (size == 0) return bad(error, "a host is empty");
@@ -98,8 +99,8 @@ static kv_code check_host(const char *host, bool bracketed, kv_error *error) {
   for (size_t i = 0; i < size; i++) {
     if (is_host_byte(host[i], bracketed)) continue;
     char shown[KV_SHOWN_MAX];
-    kv_show((kv_slice){host, size}, shown);
-    return kv_fail(error, KV_INVALID, "invalid URL: \"%s\" is no host name%s", shown,
+    kv_show((kv_slice){host + i, 1}, shown);
+    return kv_fail(error, KV_INVALID, "invalid URL: \"%s\" cannot stand in a host name%s", shown,
                    host[i] == ':' ? " (IPv6 addresses stand in brackets)" : "");
   }
   return KV_OK;

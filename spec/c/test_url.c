@@ -147,9 +147,9 @@ TEST(bad_shapes) {
   CHECK_REFUSED("zk://[::1]x", "only a port may follow");
   CHECK_REFUSED("zk://::1", "IPv6 addresses stand in brackets");
   CHECK_REFUSED("zk://a%3Ab", "IPv6 addresses stand in brackets");
-  CHECK_REFUSED("zk://a b", "\"a b\" is no host name");
-  CHECK_REFUSED("zk://a%0D%0Ab", "\"a\\x0D\\x0Ab\" is no host name");
-  CHECK_REFUSED("zk://\xC3\xA9", "is no host name");
+  CHECK_REFUSED("zk://a b", "\" \" cannot stand in a host name");
+  CHECK_REFUSED("zk://a%0D%0Ab", "\"\\x0D\" cannot stand in a host name");
+  CHECK_REFUSED("zk://\xC3\xA9", "cannot stand in a host name");
   static const char *const ports[] = {"zk://h:", "zk://h:0", "zk://h:65536", "zk://h:-1", "zk://h:1x", "zk://h:+1",
                                       "zk://h: 1", "zk://h:99999999999999999999", "zk://[::1]:", "zk://h:00"};
   for (size_t i = 0; i < sizeof ports / sizeof ports[0]; i++) CHECK_REFUSED(ports[i], "from 1 to 65535");
@@ -195,7 +195,8 @@ TEST(no_message_shows_a_password) {
   static const char *const passwords[] = {"Sekr1t",       "Sekr1t/zw9",  "Sekr1t?zw9",    "Sekr1t@zw9",  "Se%zzkr1t",
                                           "123/Sekr1t",   "123?Sekr1t",   "123?Sekr1t=1",   "Sekr1t:zw9",  "Sekr1t,zw9",
                                           "p@q/Sekr1t",   "p@q?Sekr1t=1", "p@Sekr1t/zw9",  "%00Sekr1t",    "Sekr1t zw9",
-                                          "[Sekr1t",      "Sekr1t]",      "Sekr1t%",        "1,2:3/Sekr1t", "Sekr1t&zw9"};
+                                          "[Sekr1t",      "Sekr1t]",      "Sekr1t%",        "1,2:3/Sekr1t", "Sekr1t&zw9",
+                                          "p@Sekr1t z?x", "p@Sekr1t%21?x"};
   static const char *const rests[] = {"h", "h:0", "h:x", "", "h/%zz", "h?x=1", "h?timeout=0", "h,", "h b", "h/../x", "[::1"};
   unsigned refusals = 0;
   register_drivers();
