@@ -170,7 +170,9 @@ static void grant_or_confirm(struct kv_lease *lease) {
     return;
   }
   if (!lease->asked) lease->good = kv_now();
-  start_step(lease, KV_LEASE_GRANT, kv_step_deadline(lease->recipes->backend));
+  int64_t deadline = kv_step_deadline(lease->recipes->backend);
+  if (lease->try_until > kv_now()) deadline = earlier(deadline, lease->try_until);
+  start_step(lease, KV_LEASE_GRANT, deadline);
 }
 
 /* ------------------------------------------------------------------ transitions */

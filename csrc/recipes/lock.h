@@ -24,13 +24,15 @@ enum kv_lock_phase {
   LOCK_HELD,
   LOCK_SUSPENDED, /* held, but the renewal fails */
   LOCK_LEAVING,   /* removing our entry */
-  LOCK_LOST
+  LOCK_LOST,
+  LOCK_STAY       /* no phase: an event that changes nothing */
 };
 
 enum kv_lock_event {
   LOCK_ACQUIRE,       /* a user wants it */
   LOCK_GIVE_UP,       /* he does not any more: answered, timed out, cancelled, refused */
   LOCK_RELEASE,
+  LOCK_LOOK,          /* nothing but a look at the deadline */
   LOCK_CLOSE,         /* the store closes */
   LOCK_STEP_DONE,
   LOCK_PAUSE_OVER,
@@ -71,8 +73,8 @@ struct kv_lock {
   bool freed;                     /* the handle is gone */
   bool try_once;
   bool doubtful;                  /* an entry may appear late: the lease must not outlive the leave */
-  bool first_pass;                /* nothing was waited for since joining */
   unsigned failures, restarts, laps;
+  int64_t not_before;             /* the phase's step is not to begin earlier */
   struct kv_entry *entry;
   struct kv_entry *entry_in_step;
   struct kv_lease *lease;         /* counted; kept a while after a release */
@@ -85,7 +87,7 @@ struct kv_lock {
   char reason[200];               /* why it was lost */
 };
 
-/* Take part in the machine from now on. NULL: why not, in *code. Reactor. */
+/* Take part in the machine from now on. False: *code and *message say why not. Reactor. */
 bool kv_lock_attach(struct kv_lock *lock, kv_code *code, const char **message);
 void kv_lock_event(struct kv_lock *lock, enum kv_lock_event event, const struct kv_outcome *outcome);
 /* The handle is gone: what waits is given up; a held lock stays until it is lost or the store closes. */

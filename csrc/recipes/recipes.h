@@ -119,6 +119,7 @@ struct kv_lease {
   int64_t next_try;
   int64_t suspect_at;             /* no answer to a renewal by then: LEASE_SUSPENDED */
   int64_t gone_at;                /* REVOKING: by then it has expired by itself */
+  int64_t try_until;              /* a grant's try ends by then, so that its failure can be told in time; 0: no matter */
   unsigned failures;
   struct kv_timer timer;
   char problem[160];              /* why the last renewal failed */

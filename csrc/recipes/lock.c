@@ -1,0 +1,590 @@
+/*
+ * lock.c - the machine of a lock: a place in a fair queue, verified before it counts, kept by a lease.
+ *
+ *   FREE -> GRANTING -> JOINING -> LOOKING -> WAITING -> CLAIMING -> HELD <-> SUSPENDED -> LOST
+ *                          |__________|__________|__________|__________|
+ *                                               LEAVING -> FREE
+ *
+ * next_phase() alone decides where an event leads; arrive() does what must be true at once (what other threads see, answers,
+ * the lease's use); act() starts the one step that a phase is about.
+ *
+ * There is one step in flight at most. When the phase changes under it, it is cancelled, and the new phase's step begins when the
+ * driver has let go of it: so a LEAVE never overtakes its own JOIN. A JOIN that was not answered cleanly may still
+ * take effect later; then the lease is revoked after the leave, with whatever appears under it.
+ *
+ * An entry or a lease that is lost while we wait costs the place in the queue: everything begins again under a new lease. When it is
+ * lost while we hold, that is final: LOST.
+ */
+#include "lock.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define LAPS_WITHOUT_REST 16 /* waits that ended without making us first, before we slow down */
+
+static void act(struct kv_lock *lock);
+static void step_done(struct kv_step *step, kv_code code, const char *message, struct kv_result *result);
+
+/* ------------------------------------------------------------------ entries */
+
+static struct kv_entry *entry_new(const struct kv_lock *lock) {
+  struct kv_entry *entry = calloc(1, sizeof *entry + lock->name.size + lock->value.size + 1);
+  if (!entry) return NULL;
+  atomic_init(&entry->references, 1);
+  memcpy(entry->text, lock->name.data, lock->name.size);
+  if (lock->value.size) memcpy(entry->text + lock->name.size, lock->value.data, lock->value.size);
+  entry->pub.name = (kv_slice){entry->text, lock->name.size};
+  entry->pub.value = (kv_slice){entry->text + lock->name.size, lock->value.size};
+  snprintf(entry->pub.id, sizeof entry->pub.id, "%016llx%016llx", (unsigned long long)kv_random(),
+           (unsigned long long)kv_random());
+  entry->pub.lease = &lock->lease->ref;
+  kv_lease_retain(lock->lease);
+  return entry;
+}
+
+void kv_place_retain(struct kv_place *place) {
+  atomic_fetch_add_explicit(&((struct kv_entry *)place)->references, 1, memory_order_relaxed);
+}
+
+void kv_place_release(const struct kv_place *place) {
+  struct kv_entry *entry = (struct kv_entry *)(uintptr_t)place;
+  if (atomic_fetch_sub_explicit(&entry->references, 1, memory_order_acq_rel) != 1) return;
+  kv_lease_reference_release(entry->pub.lease);
+  free(entry);
+}
+
+static void drop_entry(struct kv_lock *lock) {
+  if (lock->entry) kv_place_release(&lock->entry->pub);
+  lock->entry = NULL;
+}
+
+/* ------------------------------------------------------------------ the lease */
+
+static void detach_lease(struct kv_lock *lock) {
+  struct kv_lease *lease = lock->lease;
+  lock->lease = NULL;
+  if (!lease) return;
+  lease->changed = NULL;
+  kv_lease_set_place(lease, NULL);
+  kv_lease_release(lease);
+}
+
+static void drop_lease(struct kv_lock *lock) {
+  if (!lock->lease) return;
+  lock->lease->changed = NULL;
+  kv_lease_drop(lock->lease);
+  detach_lease(lock);
+}
+
+static void remember(struct kv_lock *lock, kv_code code, const char *message) {
+  lock->last_code = code;
+  snprintf(lock->problem, sizeof lock->problem, "%s", message);
+}
+
+static void lease_changed(struct kv_lease *lease, enum kv_lease_news news, kv_code code, const char *message) {
+  struct kv_lock *lock = lease->owner;
+  struct kv_outcome outcome = {.code = code, .message = message};
+  switch (news) {
+    case LEASE_READY: kv_lock_event(lock, LOCK_LEASE_READY, NULL); break;
+    case LEASE_RENEWED: kv_lock_event(lock, LOCK_LEASE_RENEWED, NULL); break;
+    case LEASE_FAILING: kv_lock_event(lock, LOCK_LEASE_FAILING, NULL); break;
+    case LEASE_REFUSED:
+      detach_lease(lock);
+      kv_asked_answer(&lock->acquire, code, "%s", message);
+      kv_lock_event(lock, LOCK_GIVE_UP, NULL);
+      break;
+    case LEASE_ENDED:
+      detach_lease(lock);
+      kv_lock_event(lock, LOCK_LEASE_ENDED, &outcome);
+      break;
+    case LEASE_REVOKE_FAILED: case LEASE_REVOKED: break;
+  }
+}
+
+static bool make_lease(struct kv_lock *lock) {
+  struct kv_lease *lease = kv_lease_make(lock->backend, lock->ttl);
+  if (!lease) return false;
+  lease->ref.for_lock = true;
+  lease->owner = lock;
+  lease->changed = lease_changed;
+  lock->lease = lease;
+  return true;
+}
+
+/* ------------------------------------------------------------------ what other threads see */
+
+static kv_lock_state shown_state(const struct kv_lock *lock) {
+  switch (lock->phase) {
+    case LOCK_GRANTING: case LOCK_JOINING: case LOCK_LOOKING: case LOCK_WAITING: case LOCK_CLAIMING: return KV_LOCK_WAITING;
+    case LOCK_HELD: return KV_LOCK_HOLDING;
+    case LOCK_SUSPENDED: return KV_LOCK_SUSPENDED;
+    case LOCK_LOST: return KV_LOCK_LOST;
+    case LOCK_LEAVING: return lock->acquire.op ? KV_LOCK_WAITING : KV_LOCK_FREE;
+    case LOCK_FREE: case LOCK_STAY: break;
+  }
+  return KV_LOCK_FREE;
+}
+
+static bool holds(const struct kv_lock *lock) {
+  return lock->phase == LOCK_HELD || lock->phase == LOCK_SUSPENDED;
+}
+
+static void publish(struct kv_lock *lock) {
+  int64_t deadline = 0;
+  if (holds(lock) && lock->lease) deadline = atomic_load_explicit(&lock->lease->deadline, memory_order_relaxed);
+  if (lock->lease && lock->phase != LOCK_GRANTING)
+    atomic_store_explicit(&lock->granted, kv_lease_ttl(lock->lease), memory_order_relaxed);
+  atomic_store_explicit(&lock->deadline, deadline, memory_order_release);
+  atomic_store_explicit(&lock->state, (int)shown_state(lock), memory_order_release);
+}
+
+/* What kv_lock_place() hands out: `entry`, or NULL when it is not held any more. */
+static void set_held(struct kv_lock *lock, struct kv_entry *entry) {
+  if (entry) kv_place_retain(&entry->pub);
+  pthread_mutex_lock(&lock->guard);
+  struct kv_entry *before = lock->held;
+  lock->held = entry;
+  pthread_mutex_unlock(&lock->guard);
+  if (before) kv_place_release(&before->pub);
+}
+
+bool kv_lock_is_held(const struct kv_lock *lock) {
+  return kv_clock() < atomic_load_explicit(&lock->deadline, memory_order_acquire);
+}
+
+/* ------------------------------------------------------------------ transitions */
+
+/* Wait before the next step. */
+static void rest(struct kv_lock *lock, double seconds) {
+  lock->not_before = kv_deadline(kv_now(), seconds);
+}
+
+static void rest_after_failure(struct kv_lock *lock) {
+  rest(lock, kv_backoff(lock->failures));
+  if (lock->failures < 100) lock->failures++;
+}
+
+/* Our entry or its lease is gone: begin again, at the end of the queue. */
+static enum kv_lock_phase restart(struct kv_lock *lock) {
+  drop_lease(lock);
+  if (lock->restarts) rest(lock, kv_backoff(lock->restarts));
+  if (lock->restarts < 100) lock->restarts++;
+  return LOCK_GRANTING;
+}
+
+static enum kv_lock_phase blocked(struct kv_lock *lock, enum kv_lock_phase next) {
+  if (!lock->try_once) return next;
+  kv_asked_answer(&lock->acquire, KV_TIMEOUT, "somebody else holds it");
+  return LOCK_LEAVING;
+}
+
+static enum kv_lock_phase taken(struct kv_lock *lock) {
+  if (!lock->lease || !kv_lease_usable(lock->lease)) return restart(lock);
+  return lock->lease->phase == LEASE_SUSPENDED ? LOCK_SUSPENDED : LOCK_HELD;
+}
+
+static enum kv_lock_phase not_first(struct kv_lock *lock, const struct kv_result *result) {
+  if (result->retry_after > 0) {
+    rest(lock, result->retry_after);
+    return blocked(lock, LOCK_CLAIMING);
+  }
+  if (++lock->laps % LAPS_WITHOUT_REST == 0) rest(lock, kv_backoff(1));
+  return LOCK_LOOKING;
+}
+
+static enum kv_lock_phase after_failure(struct kv_lock *lock, kv_code code, const char *message) {
+  remember(lock, code, message);
+  if (code == KV_LOST) return restart(lock);
+  if (kv_code_passes(code) || (lock->phase == LOCK_WAITING && code == KV_COMPACTED)) {
+    rest_after_failure(lock);
+    return lock->phase == LOCK_WAITING ? LOCK_LOOKING : lock->phase;
+  }
+  kv_asked_answer(&lock->acquire, code, "%s", message);
+  return LOCK_LEAVING;
+}
+
+static enum kv_lock_phase after_join(struct kv_lock *lock, const struct kv_result *result) {
+  if (!result->answered_ahead) return LOCK_LOOKING;
+  if (result->found) return blocked(lock, LOCK_WAITING);
+  return lock->entry->pub.token ? taken(lock) : LOCK_CLAIMING;
+}
+
+static enum kv_lock_phase after_queue_step(struct kv_lock *lock, const struct kv_outcome *outcome) {
+  const struct kv_result *result = outcome->result;
+  if (outcome->code != KV_OK) return after_failure(lock, outcome->code, outcome->message);
+  lock->failures = 0;
+  switch (lock->phase) {
+    case LOCK_JOINING: return after_join(lock, result);
+    case LOCK_LOOKING: return result->found ? blocked(lock, LOCK_WAITING) : LOCK_CLAIMING;
+    case LOCK_WAITING: return LOCK_CLAIMING; /* which reads again, strongly */
+    default: return result->found ? taken(lock) : not_first(lock, result);
+  }
+}
+
+static enum kv_lock_phase left(const struct kv_lock *lock) {
+  return lock->acquire.op ? LOCK_GRANTING : LOCK_FREE;
+}
+
+static enum kv_lock_phase after_leave(struct kv_lock *lock, const struct kv_outcome *outcome) {
+  kv_code code = outcome->code;
+  /* A repeated leave that finds nothing may have found it the first time. */
+  bool repeated = lock->step.attempts > 1 || lock->failures > 0;
+  if (code == KV_OK && (outcome->result->found || repeated)) {
+    kv_asked_answer(&lock->release, KV_OK, NULL);
+  } else if (code == KV_OK || code == KV_LOST) {
+    kv_asked_answer(&lock->release, KV_LOST, "our entry was gone already");
+  } else if (!kv_code_passes(code)) {
+    lock->doubtful = true;
+    kv_asked_answer(&lock->release, code, "%s; the entry goes with its lease", outcome->message);
+  } else if (!lock->lease) {
+    kv_asked_answer(&lock->release, KV_UNKNOWN, "the lease expired before an answer came: %s", outcome->message);
+  } else {
+    remember(lock, code, outcome->message);
+    rest_after_failure(lock);
+    return LOCK_LEAVING;
+  }
+  return left(lock);
+}
+
+static enum kv_lock_phase lease_ended_leaving(struct kv_lock *lock, const char *reason) {
+  if (lock->busy && !lock->stale) return LOCK_STAY; /* the answer to our leave is still to come */
+  kv_asked_answer(&lock->release, KV_UNKNOWN, "the lease ended before the entry was removed: %s", reason);
+  return left(lock);
+}
+
+static enum kv_lock_phase next_phase(struct kv_lock *lock, enum kv_lock_event event, const struct kv_outcome *outcome) {
+  switch (lock->phase) {
+    case LOCK_FREE:
+      if (event == LOCK_ACQUIRE) return LOCK_GRANTING;
+      return event == LOCK_CLOSE ? LOCK_FREE : LOCK_STAY;
+    case LOCK_LOST:
+      if (event == LOCK_ACQUIRE) return LOCK_GRANTING;
+      if (event != LOCK_RELEASE) return LOCK_STAY;
+      kv_asked_answer(&lock->release, KV_LOST, "%s", lock->reason);
+      return LOCK_FREE;
+    case LOCK_GRANTING:
+      if (event == LOCK_LEASE_READY) return LOCK_JOINING;
+      if (event == LOCK_LEASE_ENDED || event == LOCK_PAUSE_OVER) return LOCK_GRANTING;
+      return event == LOCK_GIVE_UP || event == LOCK_CLOSE ? LOCK_FREE : LOCK_STAY;
+    case LOCK_JOINING: case LOCK_LOOKING: case LOCK_WAITING: case LOCK_CLAIMING:
+      if (event == LOCK_STEP_DONE) return after_queue_step(lock, outcome);
+      if (event == LOCK_PAUSE_OVER) return lock->phase;
+      if (event == LOCK_LEASE_ENDED) return restart(lock);
+      return event == LOCK_GIVE_UP || event == LOCK_CLOSE ? LOCK_LEAVING : LOCK_STAY;
+    case LOCK_HELD: case LOCK_SUSPENDED:
+      if (event == LOCK_LEASE_RENEWED) return LOCK_HELD;
+      if (event == LOCK_LEASE_FAILING) return LOCK_SUSPENDED;
+      if (event == LOCK_LEASE_ENDED) return LOCK_LOST;
+      return event == LOCK_RELEASE || event == LOCK_CLOSE ? LOCK_LEAVING : LOCK_STAY;
+    case LOCK_LEAVING:
+      if (event == LOCK_STEP_DONE) return after_leave(lock, outcome);
+      if (event == LOCK_PAUSE_OVER) return LOCK_LEAVING;
+      return event == LOCK_LEASE_ENDED ? lease_ended_leaving(lock, outcome->message) : LOCK_STAY;
+    case LOCK_STAY: break;
+  }
+  return LOCK_STAY;
+}
+
+/* ------------------------------------------------------------------ arriving in a phase */
+
+static void arrive_held(struct kv_lock *lock, bool before) {
+  if (before) {
+    publish(lock);
+    return;
+  }
+  struct kv_op *op = lock->acquire.op;
+  lock->restarts = lock->laps = 0;
+  atomic_store_explicit(&lock->token, lock->entry->pub.token, memory_order_relaxed);
+  set_held(lock, lock->entry);
+  publish(lock);
+  if (!op) return;
+  op->result.revision = lock->entry->pub.token;
+  kv_asked_answer(&lock->acquire, KV_OK, NULL);
+}
+
+/* The lease is kept for a while: the next acquire then costs one round trip. */
+static void arrive_free(struct kv_lock *lock) {
+  drop_entry(lock);
+  if (!lock->lease) return;
+  if (lock->doubtful || lock->freed || lock->recipes->closing || !kv_lease_usable(lock->lease))
+    drop_lease(lock);
+  else
+    kv_lease_set_use(lock->lease, LEASE_IDLE);
+}
+
+static void arrive_lost(struct kv_lock *lock, const char *reason) {
+  snprintf(lock->reason, sizeof lock->reason, "%s", reason);
+  drop_entry(lock);
+  drop_lease(lock);
+  kv_op_list_answer(&lock->lost_waiters, KV_OK, lock->reason);
+}
+
+static void arrive(struct kv_lock *lock, enum kv_lock_phase before, const struct kv_outcome *outcome) {
+  bool held_before = before == LOCK_HELD || before == LOCK_SUSPENDED;
+  if (holds(lock)) {
+    arrive_held(lock, held_before);
+    return;
+  }
+  publish(lock);
+  if (held_before) set_held(lock, NULL);
+  switch (lock->phase) {
+    case LOCK_FREE: arrive_free(lock); break;
+    case LOCK_LOST: arrive_lost(lock, outcome ? outcome->message : "not renewed in time"); break;
+    case LOCK_GRANTING:
+      if (lock->doubtful) drop_lease(lock);
+      drop_entry(lock);
+      break;
+    case LOCK_JOINING:
+      if (before == LOCK_GRANTING) kv_lease_set_use(lock->lease, LEASE_USED);
+      break;
+    case LOCK_LEAVING:
+      if (!lock->lease) break;
+      kv_lease_set_place(lock->lease, NULL);
+      kv_lease_set_use(lock->lease, LEASE_RESTING);
+      break;
+    default: break;
+  }
+}
+
+static void reap_later(struct kv_lock *lock);
+
+/* The phase's step begins now, or when the one in flight is out of the way. */
+static void change(struct kv_lock *lock, enum kv_lock_phase next, const struct kv_outcome *outcome) {
+  enum kv_lock_phase before = lock->phase;
+  lock->phase = next;
+  kv_timer_stop(&lock->pause);
+  if (next != before && next == LOCK_LEAVING) lock->failures = 0;
+  if (next == LOCK_LEAVING && before != LOCK_LEAVING) lock->not_before = 0;
+  arrive(lock, before, outcome);
+  if (lock->phase == LOCK_FREE || lock->phase == LOCK_LOST) {
+    reap_later(lock);
+    kv_recipes_settle(lock->recipes);
+  }
+  if (!lock->busy) {
+    act(lock);
+  } else if (!holds(lock)) {
+    lock->stale = true;
+    kv_step_cancel(&lock->step);
+  }
+}
+
+void kv_lock_event(struct kv_lock *lock, enum kv_lock_event event, const struct kv_outcome *outcome) {
+  /* A process that was stopped may see its timers last: the deadline comes before everything. */
+  if (holds(lock) && event != LOCK_LEASE_ENDED && lock->lease && !kv_lease_usable(lock->lease)) {
+    struct kv_outcome late = {.code = KV_LOST, .message = "not renewed in time"};
+    change(lock, LOCK_LOST, &late);
+  }
+  enum kv_lock_phase next = next_phase(lock, event, outcome);
+  if (next != LOCK_STAY) change(lock, next, outcome);
+  else if (event == LOCK_ACQUIRE || event == LOCK_GIVE_UP) publish(lock); /* an acquire behind a leave comes or goes */
+}
+
+/* ------------------------------------------------------------------ steps */
+
+static void start(struct kv_lock *lock, kv_kind kind, int64_t deadline) {
+  if (lock->recipes->over) return;
+  lock->step = (struct kv_step){.kind = kind, .place = &lock->entry->pub, .lease = lock->entry->pub.lease,
+                                .deadline = deadline, .done = step_done, .data = lock};
+  lock->entry_in_step = lock->entry;
+  kv_place_retain(&lock->entry->pub);
+  lock->busy = true;
+  kv_recipes_step(lock->recipes, &lock->step);
+}
+
+/* A step that serves an acquire ends a little before it, so that its failure can be told. */
+static int64_t acquire_deadline(const struct kv_lock *lock) {
+  int64_t now = kv_now(), at = kv_step_deadline(lock->backend);
+  const struct kv_op *op = lock->acquire.op;
+  if (!op || op->deadline == KV_NEVER || op->deadline >= at) return at;
+  int64_t left_over = (op->deadline - now) / 20, most = KV_SECOND / 20;
+  return op->deadline - (left_over < most ? left_over : most);
+}
+
+static void fail_acquire(struct kv_lock *lock, const char *message) {
+  kv_asked_answer(&lock->acquire, KV_FAILED, "%s", message);
+  kv_lock_event(lock, LOCK_GIVE_UP, NULL);
+}
+
+static void begin_lease(struct kv_lock *lock) {
+  if (lock->lease && lock->lease->phase == LEASE_GRANTING) return; /* on its way */
+  if (lock->lease && kv_lease_usable(lock->lease)) {
+    kv_lock_event(lock, LOCK_LEASE_READY, NULL);
+    return;
+  }
+  drop_lease(lock);
+  if (!make_lease(lock)) {
+    fail_acquire(lock, "out of memory");
+    return;
+  }
+  lock->lease->try_until = acquire_deadline(lock);
+  kv_lease_begin(lock->lease, lock->recipes);
+}
+
+static void join(struct kv_lock *lock) {
+  if (!lock->entry) {
+    lock->doubtful = false;
+    lock->entry = entry_new(lock);
+    if (!lock->entry) {
+      fail_acquire(lock, "out of memory");
+      return;
+    }
+  }
+  start(lock, KV_QUEUE_JOIN, acquire_deadline(lock));
+}
+
+static void leave(struct kv_lock *lock) {
+  if (lock->lease && lock->entry) {
+    start(lock, KV_QUEUE_LEAVE, kv_step_deadline(lock->backend));
+    return;
+  }
+  struct kv_outcome outcome = {.code = KV_LOST, .message = "it is gone"};
+  kv_lock_event(lock, LOCK_LEASE_ENDED, &outcome);
+}
+
+static void act(struct kv_lock *lock) {
+  if (lock->not_before > kv_now()) {
+    kv_timer_set(&lock->pause, lock->not_before);
+    return;
+  }
+  switch (lock->phase) {
+    case LOCK_GRANTING: begin_lease(lock); break;
+    case LOCK_JOINING: join(lock); break;
+    case LOCK_LOOKING: start(lock, KV_QUEUE_AHEAD, acquire_deadline(lock)); break;
+    case LOCK_WAITING: start(lock, KV_QUEUE_WAIT, KV_NEVER); break;
+    case LOCK_CLAIMING: start(lock, KV_QUEUE_CLAIM, acquire_deadline(lock)); break;
+    case LOCK_LEAVING: leave(lock); break;
+    default: break;
+  }
+}
+
+static void pause_over(struct kv_timer *timer) {
+  kv_lock_event(timer->data, LOCK_PAUSE_OVER, NULL);
+}
+
+/* What a join tells even when its phase has passed. */
+static void note_join(struct kv_lock *lock, kv_code code) {
+  bool clean = code == KV_OK && lock->step.attempts <= 1;
+  if (!clean) lock->doubtful = true;
+  if (code == KV_OK && !lock->stale && lock->lease) kv_lease_set_place(lock->lease, &lock->entry->pub);
+}
+
+static void step_done(struct kv_step *step, kv_code code, const char *message, struct kv_result *result) {
+  struct kv_lock *lock = step->data;
+  struct kv_entry *entry = lock->entry_in_step;
+  struct kv_outcome outcome = {.code = code, .message = message, .result = result};
+  bool stale = lock->stale;
+  if (step->kind == KV_QUEUE_JOIN) note_join(lock, code);
+  lock->busy = lock->stale = false;
+  lock->entry_in_step = NULL;
+  kv_recipes_step_done(lock->recipes);
+  if (stale) act(lock);
+  else kv_lock_event(lock, LOCK_STEP_DONE, &outcome);
+  kv_place_release(&entry->pub);
+  reap_later(lock);
+}
+
+/* ------------------------------------------------------------------ joining and leaving the reactor */
+
+bool kv_lock_attach(struct kv_lock *lock, kv_code *code, const char **message) {
+  if (lock->recipes) return true;
+  struct kv_recipes *recipes = kv_recipes_of(lock->backend);
+  if (!recipes || recipes->closing) {
+    *code = recipes ? KV_CLOSED : KV_FAILED;
+    *message = recipes ? "the store was closed" : "out of memory";
+    return false;
+  }
+  lock->recipes = recipes;
+  lock->pause.fire = pause_over;
+  lock->pause.data = lock;
+  lock->next = recipes->locks;
+  if (lock->next) lock->next->link = &lock->next;
+  lock->link = &recipes->locks;
+  recipes->locks = lock;
+  return true;
+}
+
+static void unlink_lock(struct kv_lock *lock) {
+  *lock->link = lock->next;
+  if (lock->next) lock->next->link = lock->link;
+  lock->recipes = NULL;
+}
+
+static bool at_rest(const struct kv_lock *lock) {
+  return (lock->phase == LOCK_FREE || lock->phase == LOCK_LOST) && !lock->busy;
+}
+
+static void reap(struct kv_task *task) {
+  struct kv_lock *lock = task->data;
+  if (lock->recipes && !at_rest(lock)) return;
+  if (lock->recipes) {
+    drop_lease(lock);
+    kv_timer_stop(&lock->pause);
+    unlink_lock(lock);
+  }
+  kv_lock_destroy(lock);
+}
+
+/* Without a handle, and with nothing to do, it goes: at the end of the turn, as it may be in use further up the stack. */
+static void reap_later(struct kv_lock *lock) {
+  if (!lock->freed || (lock->recipes && !at_rest(lock))) return;
+  lock->handle.task.run = reap;
+  lock->handle.task.data = lock;
+  kv_defer(&lock->handle.task);
+}
+
+void kv_lock_orphan(struct kv_lock *lock) {
+  lock->freed = true;
+  if (lock->acquire.op) {
+    kv_asked_answer(&lock->acquire, KV_CLOSED, "the lock was closed");
+    kv_lock_event(lock, LOCK_GIVE_UP, NULL);
+  } else if (lock->phase == LOCK_FREE) {
+    drop_lease(lock);
+  }
+  reap_later(lock);
+}
+
+void kv_lock_destroy(struct kv_lock *lock) {
+  struct kv_backend *backend = lock->backend;
+  pthread_mutex_destroy(&lock->guard);
+  free((char *)(uintptr_t)lock->name.data);
+  free(lock);
+  kv_backend_release(backend);
+}
+
+/* ------------------------------------------------------------------ closing */
+
+void kv_locks_close(struct kv_recipes *recipes) {
+  struct kv_lock *next;
+  for (struct kv_lock *lock = recipes->locks; lock; lock = next) {
+    next = lock->next;
+    kv_asked_answer(&lock->acquire, KV_CLOSED, "the store was closed");
+    kv_asked_answer(&lock->release, KV_CLOSED, "the store was closed");
+    kv_op_list_answer(&lock->lost_waiters, KV_CLOSED, "the store was closed");
+    kv_lock_event(lock, LOCK_CLOSE, NULL);
+  }
+}
+
+bool kv_locks_settled(const struct kv_recipes *recipes) {
+  for (const struct kv_lock *lock = recipes->locks; lock; lock = lock->next)
+    if (!at_rest(lock)) return false;
+  return true;
+}
+
+void kv_locks_cancel(struct kv_recipes *recipes) {
+  for (struct kv_lock *lock = recipes->locks; lock; lock = lock->next) kv_step_cancel(&lock->step);
+}
+
+void kv_locks_detach(struct kv_recipes *recipes) {
+  struct kv_lock *lock;
+  while ((lock = recipes->locks)) {
+    kv_timer_stop(&lock->pause);
+    detach_lease(lock);
+    drop_entry(lock);
+    set_held(lock, NULL);
+    lock->phase = LOCK_FREE;
+    publish(lock);
+    unlink_lock(lock);
+    reap_later(lock);
+  }
+}
