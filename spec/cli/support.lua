@@ -1,0 +1,60 @@
+-- Runs the installed-like launcher build/LUA/bin/kv as a user would, and collects what it says.
+local native = require("spec.native")
+local util = require("spec.support.util")
+
+local cli = {}
+
+local LAUNCHER = ("%s/%s/bin/kv"):format(os.getenv("KV_BUILD") or "build", os.getenv("KV_LUA") or "lua5.4")
+local PATIENCE = 30
+
+local function words_of(url, ...)
+  local words = {LAUNCHER}
+  if url then
+    words[2], words[3] = "-s", url
+  end
+  for i = 1, select("#", ...) do words[#words + 1] = tostring((select(i, ...))) end
+  return words
+end
+
+-- Start `kv -s url ...`. Returns the process and the names of the files that take its output.
+function cli.start(url, ...)
+  local folder = util.folder()
+  local words = words_of(url, ...)
+  words.stdout, words.stderr = folder .. "/out", folder .. "/err"
+  return assert(native.spawn(words)), words.stdout, words.stderr
+end
+
+-- Run it to its end: exit status, output, messages.
+function cli.run(url, ...)
+  local process, out, err = cli.start(url, ...)
+  local how, status = process:wait(PATIENCE)
+  if not how then process:kill("KILL") end
+  assert(how == "exit", ("%s: %s %s"):format(table.concat(words_of(url, ...), " "), how or "still running", status or ""))
+  return status, util.read(out) or "", util.read(err) or ""
+end
+
+-- With pipes: process:write(), process:close_input(), process:line().
+function cli.pipe(url, ...)
+  local words = words_of(url, ...)
+  words.pipe = true
+  return assert(native.spawn(words))
+end
+
+-- A store of its own for one case.
+function cli.url() return "local:" .. util.folder() .. "/store" end
+
+-- Run a process's output lines up to one that contains `text`.
+function cli.wait_line(process, text, seconds)
+  local deadline = native.now() + (seconds or PATIENCE)
+  local seen = {}
+  while true do
+    local line, problem = process:line(math.max(deadline - native.now(), 0.01))
+    if not line then error(("no line with %q: %s; seen: %s"):format(text, problem, table.concat(seen, "\n")), 2) end
+    seen[#seen + 1] = line
+    if line:find(text, 1, true) then return line end
+  end
+end
+
+cli.patience = PATIENCE
+
+return cli
