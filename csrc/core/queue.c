@@ -217,6 +217,11 @@ kv_reply *kv_queue_next(kv_queue *queue) {
   return reply;
 }
 
+bool kv_queue_pending(const kv_queue *queue) {
+  if (inherited(queue)) return false;
+  return queue->taken || atomic_load_explicit(&queue->signalled, memory_order_relaxed);
+}
+
 int kv_queue_wait(kv_queue *queue, double seconds) {
   if (inherited(queue)) return 0;
   int64_t deadline = seconds < 0 ? KV_NEVER : kv_deadline(kv_clock(), seconds);

@@ -26,7 +26,7 @@ struct kv_reply {
 struct kv_queue {
   pthread_mutex_t lock;
   kv_reply *first, **end;    /* pushed */
-  bool signalled;            /* the eventfd is readable */
+  atomic_bool signalled;     /* the eventfd is readable; written under the lock */
   bool dead;                 /* given up by its owner: replies are dropped */
   struct kv_core_op *ops;    /* in flight for this queue */
   kv_reply *taken;           /* the consumer's own: taken out of the list in one go */
