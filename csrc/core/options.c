@@ -126,7 +126,7 @@ static bool parse_number(kv_slice text, double *number) {
   return *number < 1e300;
 }
 
-static const char no_memory[] = "out of memory";
+static const char out_of_memory[] = "out of memory";
 
 static const char *set_string(const struct option *option, void *where, kv_slice value) {
   if (value.size > KV_OPTION_MAX) return "is too long";
@@ -134,7 +134,7 @@ static const char *set_string(const struct option *option, void *where, kv_slice
   for (size_t i = 0; option->type == WORD && i < value.size; i++)
     if ((unsigned char)value.data[i] < 0x20 || value.data[i] == 0x7F) return "must not contain control characters";
   char *copy = kv_copy(value);
-  if (!copy) return no_memory;
+  if (!copy) return out_of_memory;
   kv_free_secret(*(char **)where);
   *(char **)where = copy;
   return NULL;
@@ -216,7 +216,7 @@ kv_code kv_options_put(kv_options *options, kv_slice name, kv_slice value, bool 
     if (name.size == 0 || !is_word(name, option->name)) continue;
     if (once && (options->set >> i & 1)) return kv_fail(error, KV_INVALID, "option \"%s\" is given twice", option->name);
     const char *wrong = set_value(option, field(options, option), value);
-    if (wrong == no_memory) return kv_fail(error, KV_FAILED, "%s", no_memory);
+    if (wrong == out_of_memory) return kv_fail(error, KV_FAILED, "%s", out_of_memory);
     if (wrong) return kv_fail(error, KV_INVALID, "option \"%s\" %s", option->name, wrong);
     options->set |= 1u << i;
     return KV_OK;
