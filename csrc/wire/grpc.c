@@ -20,7 +20,7 @@
 
 #define METADATA_MAX 16
 #define POOL_MAX 256                        /* idle private parts kept */
-#define POOL_KEEP ((size_t)4096)            /* buffers up to this stay with an idle private part */
+#define POOL_KEEP ((size_t)2048)            /* buffers up to this stay with an idle private part */
 #define SEND_MAX ((size_t)64 << 20)         /* queued messages of one call */
 #define HELD_MIN ((size_t)256 << 20)        /* incomplete messages of all calls together, at least */
 #define HEADER_BLOCK_MAX ((size_t)1 << 20)  /* bytes of one header block, as they came */
@@ -617,6 +617,7 @@ bool grpc_feed(struct grpc_connection *connection, const uint8_t *data, size_t s
     }
   }
   connection->in_frame += size;
+  if (!connection->doomed) connection->complaint[0] = '\0';
   connection->inside = true;
   ssize_t taken = nghttp2_session_mem_recv(connection->session, data, size);
   connection->inside = false;

@@ -104,14 +104,28 @@ static const char *ssl_reason(char *buffer, size_t size) {
   return reason ? reason : "unknown error";
 }
 
-/* A file's failure: the errno of opening it lies deeper in the queue than "no certificate found". */
-static const char *file_reason(char *buffer, size_t size) {
-  unsigned long first = ERR_peek_error();
-  if (ERR_SYSTEM_ERROR(first)) return strerror_r(ERR_GET_REASON(first), buffer, size);
-  if (ERR_GET_LIB(first) == ERR_LIB_PEM && ERR_GET_REASON(first) == PEM_R_NO_START_LINE)
-    return "no PEM data of that kind in it";
-  if (first == 0) return "nothing usable in it";
-  return ssl_reason(buffer, size);
+/* Can it be read at all? 0 or errno: OpenSSL's own words for that differ from call to call, or are missing. */
+static int unreadable(const char *file) {
+  FILE *opened = fopen(file, "re");
+  if (!opened) return errno;
+  errno = 0;
+  int result = getc(opened) == EOF && ferror(opened) ? errno : 0;
+  fclose(opened);
+  return result;
+}
+
+/* Why a file could not be used. */
+static const char *file_reason(const char *file, char *buffer, size_t size) {
+  int number = unreadable(file);
+  if (number) return strerror_r(number, buffer, size);
+  bool locked = false, damaged = false;
+  for (unsigned long code; (code = ERR_get_error());) {
+    locked = locked || (ERR_GET_LIB(code) == ERR_LIB_PEM && ERR_GET_REASON(code) == PEM_R_BAD_PASSWORD_READ);
+    damaged = damaged || ERR_GET_LIB(code) == ERR_LIB_ASN1;
+  }
+  return locked    ? "it is protected by a password"
+         : damaged ? "its PEM data is damaged"
+                   : "no PEM data of that kind in it";
 }
 
 static int broken(struct tls_stream *stream, const char *format, const char *detail) {
@@ -172,11 +186,11 @@ static bool load_files(SSL_CTX *ssl, const struct tls_options *options, char *pr
   if (options->ca) {
     if (SSL_CTX_load_verify_file(ssl, options->ca) != 1) {
       snprintf(problem, size, "cannot read the CA certificates in '%s': %s", options->ca,
-               file_reason(buffer, sizeof buffer));
+               file_reason(options->ca, buffer, sizeof buffer));
       return false;
     }
   } else if (options->verify && SSL_CTX_set_default_verify_paths(ssl) != 1) {
-    snprintf(problem, size, "cannot read the system's CA certificates: %s", file_reason(buffer, sizeof buffer));
+    snprintf(problem, size, "cannot read the system's CA certificates: %s", ssl_reason(buffer, sizeof buffer));
     return false;
   }
   if (!options->cert) {
@@ -185,7 +199,7 @@ static bool load_files(SSL_CTX *ssl, const struct tls_options *options, char *pr
   }
   if (SSL_CTX_use_certificate_chain_file(ssl, options->cert) != 1) {
     snprintf(problem, size, "cannot read the certificate in '%s': %s", options->cert,
-             file_reason(buffer, sizeof buffer));
+             file_reason(options->cert, buffer, sizeof buffer));
     return false;
   }
   const char *key = options->key ? options->key : options->cert; /* both in one file is usual */
@@ -194,7 +208,7 @@ static bool load_files(SSL_CTX *ssl, const struct tls_options *options, char *pr
     bool mismatch = ERR_GET_REASON(ERR_peek_last_error()) == X509_R_KEY_VALUES_MISMATCH ||
                     ERR_GET_REASON(ERR_peek_last_error()) == X509_R_KEY_TYPE_MISMATCH;
     if (mismatch) snprintf(problem, size, "the key in '%s' does not fit the certificate in '%s'", key, options->cert);
-    else snprintf(problem, size, "cannot read the key in '%s': %s", key, file_reason(buffer, sizeof buffer));
+    else snprintf(problem, size, "cannot read the key in '%s': %s", key, file_reason(key, buffer, sizeof buffer));
     return false;
   }
   if (SSL_CTX_check_private_key(ssl) != 1) {

@@ -1,5 +1,6 @@
 /* Tests of csrc/wire/grpc_answer.c through whole calls: all ways to answer one, and all of them at random. */
 #include "grpc_peer.h"
+#include "wire/grpc_internal.h"
 
 static void (*scene)(struct peer_stream *stream);
 
@@ -216,6 +217,62 @@ static void act_endless_informational(struct peer_stream *stream) {
 TEST(informational_answers) {
   meets(act_informational, GRPC_OK, "ok", 0);
   meets(act_endless_informational, GRPC_GARBLED, "the server sent too large headers", 1);
+}
+
+/* ------------------------------------------------------------------ memory */
+
+static const uint8_t *feed_at;
+static size_t feed_left;
+static char why[KV_GRPC_TEXT_MAX + 4];
+
+static enum kv_grpc_read take(struct kv_grpc_reader *reader, struct kv_grpc_limits *limits, const void *data,
+                              size_t size) {
+  const uint8_t *message;
+  size_t message_size;
+  feed_at = data;
+  feed_left = size;
+  return kv_grpc_reader_take(reader, limits, &feed_at, &feed_left, &message, &message_size, why);
+}
+
+TEST(claimed_sizes_are_not_believed) {
+  struct kv_grpc_limits limits = {.message_max = (size_t)1 << 30, .held_max = (size_t)1 << 31};
+  struct kv_grpc_reader reader = {.data = NULL};
+  CHECK_EQ(take(&reader, &limits, "\0\x40\0\0\0data", 9), KV_GRPC_READ_MORE); /* says that a gigabyte follows */
+  CHECK(kv_grpc_reader_half(&reader));
+  CHECK_EQ(feed_left, 0);
+  CHECK_EQ(limits.held, (size_t)1 << 20);
+  kv_grpc_reader_reset(&reader, &limits, 0);
+  CHECK_EQ(limits.held, 0);
+  CHECK(!kv_grpc_reader_half(&reader));
+}
+
+TEST(incomplete_messages_share_a_limit) {
+  struct kv_grpc_limits limits = {.message_max = 1000, .held_max = 1500};
+  struct kv_grpc_reader first = {.data = NULL}, second = {.data = NULL}, third = {.data = NULL};
+  CHECK_EQ(take(&first, &limits, "\0\0\0\3\xe8one", 8), KV_GRPC_READ_MORE);
+  CHECK_EQ(limits.held, 1000);
+  CHECK_EQ(take(&second, &limits, "\0\0\0\3\xe8one", 8), KV_GRPC_READ_FAILED);
+  CHECK_STR(why, "the answers in flight are too large together (over 1500 bytes)");
+  CHECK_EQ(take(&third, &limits, "\0\0\0\0\4data", 9), KV_GRPC_READ_MESSAGE); /* whole: takes no room */
+  CHECK_EQ(limits.held, 1000);
+  kv_grpc_reader_reset(&first, &limits, 0);
+  kv_grpc_reader_reset(&second, &limits, 0);
+  CHECK_EQ(limits.held, 0);
+}
+
+TEST(texts_are_cut_between_characters) {
+  char text[8];
+  static const uint8_t euros[] = "\xe2\x82\xac\xe2\x82\xac\xe2\x82\xac";
+  kv_grpc_printable(text, sizeof text, euros, 9, false);
+  CHECK_STR(text, "\xe2\x82\xac\xe2\x82\xac");
+  kv_grpc_printable(text, sizeof text, euros, 5, false);
+  CHECK_STR(text, "\xe2\x82\xac??");
+  kv_grpc_printable(text, sizeof text, (const uint8_t *)"%41%4", 5, true);
+  CHECK_STR(text, "A%4");
+  kv_grpc_printable(text, sizeof text, (const uint8_t *)"%41", 3, false);
+  CHECK_STR(text, "%41");
+  kv_grpc_printable(text, sizeof text, NULL, 0, true);
+  CHECK_STR(text, "");
 }
 
 /* ------------------------------------------------------------------ all at once */

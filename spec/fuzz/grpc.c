@@ -1,8 +1,8 @@
 /*
  * Fuzzing of csrc/wire/grpc.c: a client with several calls in flight is fed by a hostile server. The first byte of
  * the input chooses how:
- *   bit 7     the rest is a list of frames (type, flags, stream, size, payload) whose heads are made right here, so that
- *             the fuzzer gets past the framing; else the rest is what a server sends, as it is
+ *   bit 7     the rest is a list of frames (type, flags, stream, size, payload) whose heads are made right here, so
+ *             that the fuzzer gets past the framing; else the rest is what a server sends, as it is
  *   bit 6     the SETTINGS of the server are sent first
  *   bits 0-5  size of the pieces that are fed, 0: all at once
  * What happens between the pieces (start, send, cancel, produce, ping) follows from the input as well. Each call must
