@@ -29,7 +29,7 @@ function cli.run(url, ...)
   local process, out, err = cli.start(url, ...)
   local how, status = process:wait(PATIENCE)
   if not how then process:kill("KILL") end
-  assert(how == "exit", ("%s: %s %s"):format(table.concat(words_of(url, ...), " "), how or "still running", status or ""))
+  assert(how == "exit", ("%s: %s %s"):format(table.concat(words_of(url, ...), " "), how or "runs", status or ""))
   return status, util.read(out) or "", util.read(err) or ""
 end
 

@@ -1,0 +1,222 @@
+-- Our side of the benchmark: one measurement, done by a process of its own, printed as numbers on one line.
+--
+--   work.lua load URL get|put IN_FLIGHT SECONDS KEY VALUE_SIZE    operations/s, CPU microseconds each
+--   work.lua loop URL SECONDS KEY VALUE_SIZE                      gets/s of a plain loop
+--   work.lua puts URL IN_FLIGHT SECONDS VALUE_SIZE                puts/s to 1,000 keys, CPU microseconds each
+--   work.lua mirror URL SECONDS                                   mirror gets/s, reads/s of a plain table
+--   work.lua fill URL COUNT VALUE_SIZE                            bytes of keys and values
+--   work.lua list URL COUNT                                       peak growth of memory in bytes, of it mapped files
+--   work.lua watches URL COUNT SECONDS                            connections, bytes for each, wake-ups/s when idle
+--
+-- The first fifth of a measured time warms up and is not counted. os.clock() is the CPU time of all threads.
+
+local kv = require("kv")
+local process = require("kv.process")
+
+local clock = process.clock
+local works = {}
+
+-- Run `operation(worker)` in so many tasks, or in a plain loop when there is one only; returns rate and CPU each.
+local function measure(in_flight, seconds, operation)
+  local warm, done = seconds / 5, 0
+  local begin, cpu, count
+  local function start() begin, cpu, count = clock(), os.clock(), done end
+  local function result()
+    local elapsed, used, n = clock() - begin, os.clock() - cpu, done - count
+    assert(n > 0, "nothing was done")
+    return n / elapsed, used / n * 1e6
+  end
+  if in_flight == 1 then
+    local warm_until = clock() + warm
+    while clock() < warm_until do
+      operation(1)
+      done = done + 1
+    end
+    start()
+    local finish = begin + seconds - warm
+    repeat
+      operation(1)
+      done = done + 1
+    until clock() >= finish
+    return result()
+  end
+  return kv.run(function()
+    local stop = false
+    for worker = 1, in_flight do
+      kv.spawn(function()
+        while not stop do
+          operation(worker)
+          done = done + 1
+        end
+      end)
+    end
+    kv.sleep(warm)
+    start()
+    kv.sleep(seconds - warm)
+    stop = true
+    return result()
+  end)
+end
+
+function works.load(url, name, in_flight, seconds, key, size)
+  local store, value = assert(kv.open(url)), ("x"):rep(tonumber(size))
+  assert(store:put(key, value))
+  local operations = {
+    get = function() assert(store:get(key)) end,
+    put = function() assert(store:put(key, value)) end,
+  }
+  return measure(tonumber(in_flight), tonumber(seconds), operations[name])
+end
+
+-- The clock is looked at once in 1,000 times: at this speed it would be a good part of what is measured.
+function works.loop(url, seconds, key, size)
+  local store = assert(kv.open(url))
+  assert(store:put(key, ("x"):rep(tonumber(size))))
+  local function run(length)
+    local count, begin = 0, clock()
+    repeat
+      for _ = 1, 1000 do
+        if not store:get(key) then error("the key is gone") end
+      end
+      count = count + 1000
+    until clock() - begin >= length
+    return count / (clock() - begin)
+  end
+  run(seconds / 5)
+  return run(seconds * 4 / 5)
+end
+
+function works.puts(url, in_flight, seconds, size)
+  local store, value, n = assert(kv.open(url)), ("x"):rep(tonumber(size)), 0
+  return measure(tonumber(in_flight), tonumber(seconds), function()
+    n = n + 1
+    assert(store:put(("bench/%d"):format(n % 1000), value))
+  end)
+end
+
+function works.mirror(url, seconds)
+  local store = assert(kv.open(url))
+  local plain, keys = {}, {}
+  for i = 1, 100 do
+    keys[i] = ("mirror/%d"):format(i)
+    plain[keys[i]] = tostring(i)
+  end
+  assert(store:put_many(plain))
+  local mirror = assert(store:mirror("mirror"))
+  assert(mirror:wait_ready(5))
+  local function rate(read)
+    local count, begin = 0, clock()
+    repeat
+      local sum = 0
+      for _ = 1, 1000 do
+        for i = 1, 100 do sum = sum + #read(keys[i]) end
+      end
+      assert(sum > 0)
+      count = count + 100000
+    until clock() - begin >= seconds / 2
+    return count / (clock() - begin)
+  end
+  return rate(function(key) return mirror:get(key) end), rate(function(key) return plain[key] end)
+end
+
+function works.fill(url, count, size)
+  local store, bytes, batch, batched = assert(kv.open(url)), 0, {}, 0
+  local filler = ("x"):rep(tonumber(size) - 8)
+  for i = 1, tonumber(count) do
+    local key, value = ("tree/%07d"):format(i), ("%08d"):format(i) .. filler
+    bytes, batch[key], batched = bytes + #key + #value, value, batched + 1
+    if batched == 2000 or i == tonumber(count) then
+      assert(store:put_many(batch, {timeout = 60}))
+      batch, batched = {}, 0
+    end
+  end
+  store:close()
+  return bytes
+end
+
+local function status_kb(field)
+  for line in io.lines("/proc/self/status") do
+    local value = line:match("^" .. field .. ":%s+(%d+)")
+    if value then return tonumber(value) end
+  end
+  error("no " .. field)
+end
+
+function works.list(url, count)
+  local store = assert(kv.open(url))
+  assert(store:exists("tree/0000001"))
+  collectgarbage()
+  collectgarbage()
+  -- 5 resets the peak to what is in use now.
+  local file = assert(io.open("/proc/self/clear_refs", "w"))
+  file:write("5")
+  file:close()
+  local before, mapped = status_kb("VmRSS"), status_kb("RssFile")
+  local found = assert(store:list("tree", {timeout = 60}))
+  assert(#found == tonumber(count), #found)
+  return (status_kb("VmHWM") - before) * 1024, (status_kb("RssFile") - mapped) * 1024
+end
+
+-- The descriptors of this process that are TCP sockets.
+local function connections()
+  local inodes = {}
+  for _, name in ipairs{"tcp", "tcp6"} do
+    local file = io.open("/proc/self/net/" .. name)
+    for line in file and file:lines() or function() end do
+      local inode = line:match("^%s*%d+:%s+%S+%s+%S+%s+%S+%s+%S+%s+%S+%s+%S+%s+%S+%s+%S+%s+(%d+)")
+      if inode then inodes[inode] = true end
+    end
+    if file then file:close() end
+  end
+  local count, listing = 0, io.popen("ls -l /proc/" .. ("%d"):format(process.getpid()) .. "/fd")
+  for line in listing:lines() do
+    local inode = line:match("socket:%[(%d+)%]")
+    if inode and inodes[inode] then count = count + 1 end
+  end
+  listing:close()
+  return count
+end
+
+-- Voluntary context switches of all threads: how often somebody woke up and went to sleep again.
+local function wake_ups()
+  local total, listing = 0, io.popen("cat /proc/" .. ("%d"):format(process.getpid()) .. "/task/*/status")
+  for line in listing:lines() do
+    total = total + (tonumber(line:match("^voluntary_ctxt_switches:%s+(%d+)")) or 0)
+  end
+  listing:close()
+  return total
+end
+
+function works.watches(url, count, seconds)
+  local store, watches, base = assert(kv.open(url)), {}, nil
+  return kv.run(function()
+    local first = assert(store:watch("watched/0"))
+    assert(first:wait_synced(10))
+    collectgarbage()
+    collectgarbage()
+    base = status_kb("VmRSS")
+    for i = 1, tonumber(count) do watches[i] = assert(store:watch(("watched/%d"):format(i))) end
+    for i = 1, #watches do assert(watches[i]:wait_synced(60)) end
+    collectgarbage()
+    collectgarbage()
+    local each = (status_kb("VmRSS") - base) * 1024 / #watches
+    -- One of them proves that they live.
+    assert(store:put(("watched/%d"):format(#watches), "x"))
+    assert(assert(watches[#watches]:next(10)).value == "x")
+    local before = wake_ups()
+    process.sleep(tonumber(seconds))
+    -- Reading the number and our own sleep wake this thread: the two looks cost the same, measured back to back.
+    local after = wake_ups()
+    local looking = wake_ups() - after
+    local idle = math.max(after - before - looking - 1, 0) / seconds
+    return connections(), each, idle
+  end)
+end
+
+local function main(name, ...)
+  local results = {works[name](...)}
+  for i, number in ipairs(results) do results[i] = ("%.3f"):format(number) end
+  print(table.concat(results, " "))
+end
+
+main((unpack or table.unpack)(arg))
