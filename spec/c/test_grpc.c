@@ -288,6 +288,31 @@ TEST(streaming_both_ways) {
   pair_close(&pair);
 }
 
+TEST(messages_pile_up_behind_a_small_window) {
+  static const nghttp2_settings_entry small = {NGHTTP2_SETTINGS_INITIAL_WINDOW_SIZE, 100};
+  struct pair pair;
+  struct probe probe = {.connection = NULL};
+  uint64_t sum = 0;
+  pair_open_with(&pair, &small, 1);
+  pump(pair.client, &pair.server, 1000);
+  CHECK(probe_start(&probe, pair.client, "", 0, false));
+  for (int i = 0; i < 200; i++) {
+    uint8_t data[60];
+    memset(data, i, sizeof data);
+    CHECK(grpc_send(pair.client, &probe.call, data, sizeof data));
+    sum += (uint64_t)i * sizeof data + sizeof data; /* its prefix says 60 */
+    if (i % 2 == 0) pump_up(pair.client, &pair.server, 33);
+    if (i % 7 == 0) pump_down(pair.client, &pair.server, 33);
+  }
+  pump(pair.client, &pair.server, 1000);
+  CHECK_EQ(pair.server.streams->received, 5 + 200 * 65);
+  CHECK_EQ(pair.server.streams->sum, sum);
+  answer_text(&pair.server, pair.server.streams);
+  pump(pair.client, &pair.server, 1000);
+  CHECK_EQ(probe.status, GRPC_OK);
+  pair_close(&pair);
+}
+
 TEST(nothing_can_follow_the_end_of_a_request) {
   struct pair pair;
   struct probe probe = {.connection = NULL};
