@@ -1,10 +1,10 @@
 /*
  * dial.c - connecting: which of a backend's endpoints is due, its addresses, and a socket that is connected.
  *
- * One dial tries one endpoint: its name is resolved, and its addresses are tried one after the other, the next one as soon as one
- * fails or has been silent for a moment (they then race); connect_timeout covers all of it. The outcome is noted for
- * the endpoint: one that failed is left alone for a while that grows, but an endpoint is always found: when all are
- * dead, the one that is dead for the shortest time to come is tried.
+ * One dial tries one endpoint: its name is resolved, and its addresses are tried one after the other, the next one as
+ * soon as one fails or has been silent for a moment (they then race); connect_timeout covers all of it. The outcome
+ * is noted for the endpoint: one that failed is left alone for a while that grows, but an endpoint is always found:
+ * when all are dead, the one that is dead for the shortest time to come is tried.
  *
  * Everything but kv_endpoints_new(), kv_endpoints_free() and kv_backoff() runs on the reactor thread.
  */

@@ -2,8 +2,8 @@
  * key.c - what a key may be: the rules that every backend can keep, checked before any I/O.
  *
  * Two ways in. kv_key_canonical() takes what a user wrote, joins its segments by single slashes, and says in words
- * what is wrong. kv_key_is_canonical() looks at what a server sent, millions of times, and only answers yes or no; plain ASCII
- * takes a table look-up per byte.
+ * what is wrong. kv_key_is_canonical() looks at what a server sent, millions of times, and only answers yes or no;
+ * plain ASCII takes a table look-up per byte.
  */
 #include "core.h"
 

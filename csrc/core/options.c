@@ -1,9 +1,10 @@
 /*
  * options.c - the options of a store: one table says what each is called, which values it takes and where it goes.
  *
- * The same table serves kv_options_set() (options from a program) and the query part of a URL, so both know the same names and
- * refuse the same values. Every field remembers whether it was given (a bit in `set`), so that two sources can be laid
- * over each other before the defaults fill the rest. Messages never show the text of an option: it may be a secret.
+ * The same table serves kv_options_set() (options from a program) and the query part of a URL, so both know the same
+ * names and refuse the same values. Every field remembers whether it was given (a bit in `set`), so that two sources
+ * can be laid over each other before the defaults fill the rest. Messages never show the text of an option: it may be
+ * a secret.
  */
 #include "options.h"
 

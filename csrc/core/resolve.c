@@ -1,13 +1,14 @@
 /*
  * resolve.c - names to addresses without blocking the reactor.
  *
- * getaddrinfo() can take half a minute and cannot be cancelled, so each lookup runs in a detached helper thread of its own that
- * touches nothing but its struct lookup and ends by posting it to the reactor. Whoever waits for the same name shares the
- * lookup; giving up only leaves the list of those who wait. Literal addresses need no thread, and answers are kept for
- * a while in a small fixed cache.
+ * getaddrinfo() can take half a minute and cannot be cancelled, so each lookup runs in a detached helper thread of
+ * its own that touches nothing but its struct lookup and ends by posting it to the reactor. Whoever waits for the
+ * same name shares the lookup; giving up only leaves the list of those who wait. Literal addresses need no thread,
+ * and answers are kept for a while in a small fixed cache.
  *
- * All tables belong to the reactor thread. A running lookup holds a reference on the reactor, so there is one to post to. In
- * a child after fork() the helper threads do not exist and the tables may be half written: they are emptied, not freed.
+ * All tables belong to the reactor thread. A running lookup holds a reference on the reactor, so there is one to post
+ * to. In a child after fork() the helper threads do not exist and the tables may be half written: they are emptied,
+ * not freed.
  */
 #include "resolve.h"
 

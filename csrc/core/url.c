@@ -4,12 +4,13 @@
  *     scheme://[user[:password]@]host[:port][,host[:port]...][/prefix][?option=value&...]
  *     local:PATH[?option=value&...]
  *
- * The text alone tells the two shapes apart: hosts follow "://", a path follows ":" (and "local:///PATH" is a path too, its host
- * part being empty). Whether a scheme wants hosts or a path is known by its driver, and checked when the config is made.
+ * The text alone tells the two shapes apart: hosts follow "://", a path follows ":" (and "local:///PATH" is a path
+ * too, its host part being empty). Whether a scheme wants hosts or a path is known by its driver, and checked when
+ * the config is made.
  *
- * No message shows a password, or what could be a piece of one: people forget to percent-encode '/', '?' and '@', and then
- * a password's rest lands in what looks like port, prefix or option. So ports are never shown, and an '@' in the prefix
- * is refused where a password could stand before it.
+ * No message shows a password, or what could be a piece of one: people forget to percent-encode '/', '?' and '@', and
+ * then a password's rest lands in what looks like port, prefix or option. So ports are never shown, and an '@' in the
+ * prefix is refused where a password could stand before it.
  */
 #include "options.h"
 

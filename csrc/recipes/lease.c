@@ -294,6 +294,7 @@ static void after_grant(struct kv_lease *lease, kv_code code, const char *messag
     }
     lease->phase = LEASE_ALIVE;
     lease->failures = 0;
+    lease->problem[0] = '\0';
     set_times(lease, lease->good);
     set_timer(lease);
     tell(lease, LEASE_READY, KV_OK, NULL);

@@ -214,6 +214,7 @@ static enum kv_lock_phase after_queue_step(struct kv_lock *lock, const struct kv
   const struct kv_result *result = outcome->result;
   if (outcome->code != KV_OK) return after_failure(lock, outcome->code, outcome->message);
   lock->failures = 0;
+  lock->problem[0] = '\0';
   switch (lock->phase) {
     case LOCK_JOINING: return after_join(lock, result);
     case LOCK_LOOKING: return result->found ? blocked(lock, LOCK_WAITING) : LOCK_CLAIMING;

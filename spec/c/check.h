@@ -10,10 +10,10 @@
  *     }
  *     CHECK_MAIN()
  *
- * Tests register themselves and run in the order of the file; arguments choose those whose name contains one of them. A failed
- * check is told with file and line and the test goes on. The last line is "N passed, N failed" (tests), and the exit
- * status is 1 when one failed or none ran. Checks may be made on any thread. A binary that hangs is ended by SIGALRM
- * after CHECK_SECONDS.
+ * Tests register themselves and run in the order of the file; arguments choose those whose name contains one of them.
+ * A failed check is told with file and line and the test goes on. The last line is "N passed, N failed" (tests), and
+ * the exit status is 1 when one failed or none ran. Checks may be made on any thread. A binary that hangs is ended by
+ * SIGALRM after CHECK_SECONDS.
  */
 #ifndef KV_CHECK_H
 #define KV_CHECK_H

@@ -1,7 +1,7 @@
 /*
- * Connecting, against sockets of this process. getaddrinfo() is replaced by one that the tests control, so that names have the
- * addresses, the failures and the delays that a test wants, and nothing leaves the machine. Other loopback addresses (127.0.0.x) stand
- * for other hosts.
+ * Connecting, against sockets of this process. getaddrinfo() is replaced by one that the tests control, so that names
+ * have the addresses, the failures and the delays that a test wants, and nothing leaves the machine. Other loopback
+ * addresses (127.0.0.x) stand for other hosts.
  */
 #include <arpa/inet.h>
 #include <dirent.h>

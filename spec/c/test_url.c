@@ -1,6 +1,6 @@
 /*
- * URLs, options, and the config that comes of both. The drivers here are only names; a small registry stands in where the test is
- * linked without the core's own.
+ * URLs, options, and the config that comes of both. The drivers here are only names; a small registry stands in where
+ * the test is linked without the core's own.
  */
 #include "check.h"
 #include "core/core.h"

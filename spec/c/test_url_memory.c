@@ -1,6 +1,7 @@
 /*
- * URLs and options when memory runs out: each allocation fails in turn. Every failure must be told as such, leave nothing behind
- * (the leak checkers see to that) and change nothing. The sources are compiled in here, with allocators that can fail.
+ * URLs and options when memory runs out: each allocation fails in turn. Every failure must be told as such, leave
+ * nothing behind (the leak checkers see to that) and change nothing. The sources are compiled in here, with
+ * allocators that can fail.
  */
 #include <stdlib.h>
 #include <string.h>

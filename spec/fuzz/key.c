@@ -1,6 +1,6 @@
 /*
- * Fuzz keys. The two ways in must agree on every input, a canonical form must be its own canonical form, and a message must be
- * printable whatever the key was.
+ * Fuzz keys. The two ways in must agree on every input, a canonical form must be its own canonical form, and a
+ * message must be printable whatever the key was.
  */
 #include <stdint.h>
 #include <stdio.h>

@@ -1,6 +1,6 @@
 /*
- * Fuzz URLs, as they are and as the password of one. Whatever is parsed must obey the limits, whatever is refused must be
- * said in printable words, and no message may show the password.
+ * Fuzz URLs, as they are and as the password of one. Whatever is parsed must obey the limits, whatever is refused
+ * must be said in printable words, and no message may show the password.
  */
 #include <stdint.h>
 #include <stdio.h>

@@ -91,7 +91,7 @@ void etcd_link_broken(struct etcd_link *link) {
 void etcd_link_condemn(struct etcd_link *link, const char *problem) {
   if (link->condemned) return;
   link->condemned = true;
-  snprintf(link->problem, sizeof link->problem, "%s", problem);
+  if (problem != link->problem) snprintf(link->problem, sizeof link->problem, "%s", problem);
   etcd_wake(link->etcd);
 }
 

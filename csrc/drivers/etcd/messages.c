@@ -121,9 +121,8 @@ static bool take_number(struct pb_reader *reader, const struct pb_field *field, 
 }
 
 static bool take_signed(struct pb_reader *reader, const struct pb_field *field, int64_t *value) {
-  uint64_t number;
-  if (!take_number(reader, field, &number)) return false;
-  memcpy(value, &number, sizeof number); /* two's complement on the wire */
+  if (field->type != PB_VARINT) return pb_reject(reader);
+  memcpy(value, &field->value, sizeof field->value); /* two's complement on the wire */
   return true;
 }
 
