@@ -178,7 +178,7 @@ static int outcome(int fd) {
   socklen_t ours_size = sizeof ours, theirs_size = sizeof theirs;
   if (getpeername(fd, &theirs.any, &theirs_size) != 0) return errno == ENOTCONN ? EINPROGRESS : errno;
   if (getsockname(fd, &ours.any, &ours_size) != 0) return errno;
-  /* A port of this machine where nobody listens can be met by our own socket, when the system chose that port for it. */
+  /* Where nobody listens on a port of this machine, a socket for which the system chose that very port meets itself. */
   return same_ip(&ours, &theirs) ? ECONNREFUSED : 0;
 }
 

@@ -71,7 +71,7 @@ bool kv_key_is_own(kv_slice key) {
 
 /* ------------------------------------------------------------------ keys of users */
 
-/* Write `key` so that it can stand in a message: odd bytes escaped, too long ones cut. `out` holds SHOWN_MAX * 4 + 4. */
+/* Write `key` so that it can stand in a message: odd bytes escaped, cut when long. `out` holds SHOWN_MAX * 4 + 8. */
 static void show(kv_slice key, char *out) {
   const unsigned char *data = (const unsigned char *)key.data;
   size_t at = 0, used = 0;
@@ -138,7 +138,8 @@ kv_code kv_key_make(const char *noun, kv_slice key, bool root_allowed, char *out
     at = end + 1;
   }
   if (used == 0 && !root_allowed) return refuse(error, noun, key, "it names no key, only the root");
-  if (kv_key_is_own((kv_slice){out, used})) return refuse(error, noun, key, "the first segment .kv is the library's own");
+  if (kv_key_is_own((kv_slice){out, used}))
+    return refuse(error, noun, key, "the first segment .kv is the library's own");
   *size = used;
   return KV_OK;
 }

@@ -215,7 +215,8 @@ kv_code kv_options_put(kv_options *options, kv_slice name, kv_slice value, bool 
   for (size_t i = 0; i < OPTION_COUNT; i++) {
     const struct option *option = &table[i];
     if (name.size == 0 || !is_word(name, option->name)) continue;
-    if (once && (options->set >> i & 1)) return kv_fail(error, KV_INVALID, "option \"%s\" is given twice", option->name);
+    if (once && (options->set >> i & 1))
+      return kv_fail(error, KV_INVALID, "option \"%s\" is given twice", option->name);
     const char *wrong = set_value(option, field(options, option), value);
     if (wrong == out_of_memory) return kv_fail(error, KV_FAILED, "%s", out_of_memory);
     if (wrong) return kv_fail(error, KV_INVALID, "option \"%s\" %s", option->name, wrong);

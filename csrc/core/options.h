@@ -13,8 +13,8 @@
 #define KV_SHOWN_MAX 168
 void kv_show(kv_slice name, char shown[KV_SHOWN_MAX]);
 
-/* As kv_options_set(), for a counted name; an option that is already set is refused (`once`). With `hide` an unknown name is not shown:
- * it may be a piece of a password. */
+/* As kv_options_set(), for a counted name; an option that is already set is refused (`once`). With `hide` an unknown
+ * name is not shown: it may be a piece of a password. */
 kv_code kv_options_put(kv_options *options, kv_slice name, kv_slice value, bool once, bool hide, kv_error *error);
 
 /* Copy what `over` has set into `base`. False: out of memory. */

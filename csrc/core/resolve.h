@@ -27,7 +27,8 @@ struct lookup;
 
 /* One who wants a name resolved. Embedded in its owner; zero it, set done. */
 struct kv_resolve {
-  /* Comes once, perhaps inside kv_resolve_start(). ips: NULL when it failed, `problem` says why. Both are valid during the call. */
+  /* Comes once, perhaps inside kv_resolve_start(). ips: NULL when it failed, `problem` says why. Both are valid during
+   * the call. */
   void (*done)(struct kv_resolve *resolve, const struct kv_ips *ips, const char *problem);
   void *data;
   struct lookup *lookup; /* resolve.c's */

@@ -92,7 +92,7 @@ static bool is_host_byte(char byte, bool bracketed) {
   return byte == '.' || byte == '-' || byte == '_' || (bracketed && (byte == ':' || byte == '%'));
 }
 
-/* The host itself is not shown, only the character: what stands here may be the rest of a password with an '@' in it. */
+/* Only the character is shown, not the host: what stands here may be the rest of a password with an '@' in it. */
 static kv_code check_host(const char *host, bool bracketed, kv_error *error) {
   size_t size = strlen(host);
   if (size == 0) return bad(error, "a host is empty");
@@ -175,7 +175,8 @@ static kv_code parse_option(kv_slice pair, bool hide, kv_options *options, kv_er
   if (code == KV_OK) code = decode(raw, "option value", &value, error);
   if (code == KV_OK) {
     kv_error cause;
-    code = kv_options_put(options, (kv_slice){name, strlen(name)}, (kv_slice){value, strlen(value)}, true, hide, &cause);
+    kv_slice text = {value, strlen(value)};
+    code = kv_options_put(options, (kv_slice){name, strlen(name)}, text, true, hide, &cause);
     if (code != KV_OK) bad_option(error, code, &cause);
   }
   free(name);
@@ -220,8 +221,8 @@ static kv_code parse_place(kv_slice place, struct kv_url *url, kv_error *error) 
     kv_slice authority = {behind.data, slash ? (size_t)(slash - behind.data) : behind.size};
     path = (kv_slice){behind.data + authority.size, behind.size - authority.size};
     if (has(path, '@') && (has(authority, ':') || has(authority, '@')))
-      return bad(error, "an \"@\" behind the hosts (write \"/\", \"?\" and \"@\" of a password as %2F, %3F and %40, and \"@\" of "
-                        "a prefix as %40)");
+      return bad(error, "an \"@\" behind the hosts (write \"/\", \"?\" and \"@\" of a password as %2F, %3F and %40, "
+                        "and \"@\" of a prefix as %40)");
     kv_code code = authority.size ? parse_authority(authority, url, error) : KV_OK;
     if (code != KV_OK) return code;
   }
@@ -292,7 +293,8 @@ static kv_code check_shape(const struct kv_url *url, const kv_options *options, 
 static kv_code put_part(kv_options *options, const char *name, const char *text, kv_error *error) {
   kv_error cause;
   if (!text || !*text) return KV_OK;
-  kv_code code = kv_options_put(options, (kv_slice){name, strlen(name)}, (kv_slice){text, strlen(text)}, true, true, &cause);
+  kv_slice value = {text, strlen(text)};
+  kv_code code = kv_options_put(options, (kv_slice){name, strlen(name)}, value, true, true, &cause);
   return code == KV_OK ? KV_OK : bad_option(error, code, &cause);
 }
 

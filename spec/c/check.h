@@ -67,8 +67,8 @@ __attribute__((unused)) static bool check_equal(long long left, long long right,
   return false;
 }
 
-__attribute__((unused)) static bool check_string(const char *left, const char *right, const char *text, const char *file,
-                                                 int line) {
+__attribute__((unused)) static bool check_string(const char *left, const char *right, const char *text,
+                                                 const char *file, int line) {
   if (left == right || (left && right && strcmp(left, right) == 0)) return true;
   atomic_fetch_add(&check_failures, 1);
   fprintf(stderr, "%s:%d: failed: %s: \"%s\" is not \"%s\"\n", file, line, text, left ? left : "(NULL)",

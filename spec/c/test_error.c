@@ -15,7 +15,8 @@ TEST(every_code_and_kind_has_words) {
   CHECK_STR(kv_code_text(KV_MODIFIED), "modified");
   CHECK_STR(kv_kind_text(KV_LOCK_ACQUIRE), "acquire lock");
   CHECK_STR(kv_kind_text(KV_DELETE_TREE), "delete_tree");
-  CHECK(kv_code_text((kv_code)999) != NULL && kv_code_meaning((kv_code)-1) != NULL && kv_kind_text((kv_kind)999) != NULL);
+  CHECK(kv_code_text((kv_code)999) != NULL && kv_code_meaning((kv_code)-1) != NULL);
+  CHECK(kv_kind_text((kv_kind)999) != NULL);
 }
 
 TEST(fail_fills_the_error) {

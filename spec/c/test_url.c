@@ -14,7 +14,8 @@ static void attach(const struct kv_host *host) {
 static const struct kv_scheme net_schemes[] = {{"tnet", false, 2379}, {"tnets", true, 2380}, {0}};
 static const struct kv_scheme path_schemes[] = {{"tlocal", false, 0}, {0}};
 static const struct kv_driver net = {.abi = KV_DRIVER_ABI, .name = "net", .schemes = net_schemes, .attach = attach};
-static const struct kv_driver folder = {.abi = KV_DRIVER_ABI, .name = "folder", .schemes = path_schemes, .attach = attach};
+static const struct kv_driver folder = {
+    .abi = KV_DRIVER_ABI, .name = "folder", .schemes = path_schemes, .attach = attach};
 
 static const struct kv_driver *stub_drivers[2];
 static size_t stub_count;
@@ -195,9 +196,11 @@ TEST(no_message_shows_a_password) {
   static const char *const passwords[] = {"Sekr1t",       "Sekr1t/zw9",  "Sekr1t?zw9",    "Sekr1t@zw9",  "Se%zzkr1t",
                                           "123/Sekr1t",   "123?Sekr1t",   "123?Sekr1t=1",   "Sekr1t:zw9",  "Sekr1t,zw9",
                                           "p@q/Sekr1t",   "p@q?Sekr1t=1", "p@Sekr1t/zw9",  "%00Sekr1t",    "Sekr1t zw9",
-                                          "[Sekr1t",      "Sekr1t]",      "Sekr1t%",        "1,2:3/Sekr1t", "Sekr1t&zw9",
+                                          "[Sekr1t",      "Sekr1t]",      "Sekr1t%",        "1,2:3/Sekr1t",
+                                          "Sekr1t&zw9",
                                           "p@Sekr1t z?x", "p@Sekr1t%21?x"};
-  static const char *const rests[] = {"h", "h:0", "h:x", "", "h/%zz", "h?x=1", "h?timeout=0", "h,", "h b", "h/../x", "[::1"};
+  static const char *const rests[] = {"h", "h:0", "h:x", "", "h/%zz", "h?x=1", "h?timeout=0", "h,", "h b", "h/../x",
+                                      "[::1"};
   unsigned refusals = 0;
   register_drivers();
   for (size_t i = 0; i < sizeof passwords / sizeof passwords[0]; i++) {
@@ -234,16 +237,18 @@ static const char *option(const char *name, const char *value) {
 
 TEST(option_values) {
   static const char *const good_seconds[] = {"1", "0.25", ".5", "5.", "1e3", "1E-3", "1e+2", "2.5e0", "100000000000"};
-  static const char *const bad_seconds[] = {"", "0", "0.0", "-1", "1s", "nan", "inf", " 1", "1 ", "0x1", "1e", "1e+", ".",
-                                            "e1", "1e999", "1e-999", "1,5", "--1",
+  static const char *const bad_seconds[] = {"", "0", "0.0", "-1", "1s", "nan", "inf", " 1", "1 ", "0x1", "1e", "1e+",
+                                            ".", "e1", "1e999", "1e-999", "1,5", "--1",
                                             "99999999999999999999999999999999999999999999999999999999999999999"};
   for (size_t i = 0; i < sizeof good_seconds / sizeof good_seconds[0]; i++)
     CHECK_STR(option("timeout", good_seconds[i]), NULL);
   for (size_t i = 0; i < sizeof bad_seconds / sizeof bad_seconds[0]; i++)
-    CHECK_STR(option("connect_timeout", bad_seconds[i]), "option \"connect_timeout\" must be a number of seconds larger than 0");
+    CHECK_STR(option("connect_timeout", bad_seconds[i]),
+              "option \"connect_timeout\" must be a number of seconds larger than 0");
   static const char *const good_sizes[] = {"1", "1073741824", "1e9", "4096.0", "9007199254740992"};
   static const char *const bad_sizes[] = {"0", "-1", "1.5", "x", "1k", "9007199254740993000", "0.5", ""};
-  for (size_t i = 0; i < sizeof good_sizes / sizeof good_sizes[0]; i++) CHECK_STR(option("map_size", good_sizes[i]), NULL);
+  for (size_t i = 0; i < sizeof good_sizes / sizeof good_sizes[0]; i++)
+    CHECK_STR(option("map_size", good_sizes[i]), NULL);
   for (size_t i = 0; i < sizeof bad_sizes / sizeof bad_sizes[0]; i++) CHECK(option("map_size", bad_sizes[i]) != NULL);
   static const char *const switches[] = {"leading_slash", "portable", "tls.verify"};
   for (size_t i = 0; i < 3; i++) {
@@ -265,8 +270,8 @@ TEST(option_values) {
   CHECK_STR(option("password", "a\nb"), NULL);
   CHECK_STR(option("colour\n", "red"), "unknown option \"colour\\x0A\"");
   CHECK(option("", "x") != NULL && option("tls", "x") != NULL && option("Timeout", "1") != NULL);
-  static const char *const texts[] = {"prefix", "username", "password", "token", "datacenter", "acl", "tls.ca", "tls.cert",
-                                      "tls.key", "tls.server_name"};
+  static const char *const texts[] = {"prefix", "username", "password", "token", "datacenter", "acl", "tls.ca",
+                                      "tls.cert", "tls.key", "tls.server_name"};
   for (size_t i = 0; i < sizeof texts / sizeof texts[0]; i++) {
     kv_options *options = kv_options_new();
     CHECK_STR(option(texts[i], "x"), NULL);

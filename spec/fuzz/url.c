@@ -83,7 +83,8 @@ static void make(const char *text, const char *secret) {
   kv_config_clear(&config);
 }
 
-/* The input around a mark, in the place of a password. With a '=' in it the input can be a valid URL in which the mark is no password. */
+/* The input around a mark, in the place of a password. With a '=' in it the whole can be a valid URL in which the mark
+ * is no password. */
 static void as_password(const char *text) {
   static const char *const ends[] = {"h", "h:0", "h/..", "h?x=1", ""};
   size_t size = strlen(text), half = size / 2;
