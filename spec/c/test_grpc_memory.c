@@ -2,7 +2,8 @@
  * Tests of csrc/wire/grpc.c when memory runs out: each allocation of a life with several calls fails in turn, those
  * of nghttp2 among them. Whatever fails, every call that was started ends once, and nothing is left behind.
  *
- * The binary's own malloc() stands before the C library's. Under sanitizers, which bring theirs, nothing fails.
+ * The binary's own malloc() stands before the C library's. Under sanitizers and valgrind, which bring theirs, nothing
+ * fails.
  */
 #include "wire/grpc.h"
 
@@ -121,13 +122,21 @@ static int live(long at) {
   return good;
 }
 
+/* Is it our malloc() that answers? */
+static bool hooked(void) {
+  counted = fail_at = 0;
+  counting = true;
+  void *volatile pointer = malloc(1);
+  counting = false;
+  free(pointer);
+  return counted == 1;
+}
+
 TEST(every_allocation_fails_once) {
   int all = live(0);
   long total = counted;
   CHECK(all >= 10);
-#ifdef SANITIZED
-  (void)total;
-#else
+  if (!hooked()) return;
   CHECK(total > 50);
   for (long at = 1; at <= total; at++) {
     long before = living;
@@ -135,7 +144,6 @@ TEST(every_allocation_fails_once) {
     CHECK_EQ(living, before);
   }
   CHECK_EQ(live(0), all);
-#endif
 }
 
 CHECK_MAIN()
