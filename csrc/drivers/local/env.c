@@ -543,18 +543,6 @@ void kv_local_env_end(struct kv_local_env *env) {
   kv_local_host->post(&store->closed_task);
 }
 
-static void start_end(struct kv_local_env *env) {
-  pthread_attr_t attributes;
-  pthread_t thread;
-  bool started = false;
-  if (pthread_attr_init(&attributes) == 0) {
-    pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
-    started = pthread_create(&thread, &attributes, end_helper, env) == 0;
-    pthread_attr_destroy(&attributes);
-  }
-  if (!started) kv_local_env_end(env);
-}
-
 bool kv_local_env_release(struct kv_local_env *env, struct kv_local_store *store) {
   pthread_mutex_lock(&registry);
   bool last = --env->references == 0;
@@ -565,7 +553,7 @@ bool kv_local_env_release(struct kv_local_env *env, struct kv_local_store *store
   pthread_mutex_unlock(&registry);
   if (!last) return true;
   kv_local_follow_stop(env);
-  if (!kv_local_write_stop(env)) start_end(env); /* the reactor blocks all signals, and so does its child */
+  if (!kv_local_write_stop(env) && !kv_local_thread(end_helper, env)) kv_local_env_end(env);
   return false;
 }
 

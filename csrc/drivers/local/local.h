@@ -298,6 +298,8 @@ void kv_local_write_due(struct kv_local_env *env);
 void kv_local_write_owner(struct kv_local_env *env, uint64_t owner);
 /* End the writer thread; false: there is none. env->lock must not be held. */
 bool kv_local_write_stop(struct kv_local_env *env);
+/* A thread of ours: detached, with all signals blocked. */
+bool kv_local_thread(void *(*run)(void *), void *argument);
 
 /* ------------------------------------------------------------------ apply.c, lease.c, queue.c: in the writer thread */
 
@@ -385,10 +387,10 @@ struct kv_local_store {
   _Atomic(struct kv_local_env *) env; /* NULL until it was opened */
   pthread_mutex_t lock;               /* guards the rest up to "reactor only" */
   pthread_cond_t opened;
-  bool opening, closing;
+  bool opening, closing, destroyed;
   struct kv_op *first, *last;         /* wait for the environment */
   struct kv_feed *feeds;              /* as well */
-  size_t busy;                        /* ops in the environment's hands */
+  size_t busy;                        /* ops in the environment's hands: they keep this memory valid */
   bool task_posted;
   struct kv_task task;                /* attend(), on the reactor */
   struct kv_task closed_task;

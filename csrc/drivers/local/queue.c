@@ -6,6 +6,7 @@
  * Each place that goes leaves a record in the history, which wakes the one that waits for it.
  */
 #include <errno.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "local.h"
@@ -224,12 +225,14 @@ static int renew_entry(struct kv_local_batch *batch, struct kv_local_item *item,
   if (!rc) rc = kv_local_put_raw(batch, &other, NULL, 0, (kv_slice){"", 0}, 0);
   if (!rc) rc = mdb_get(batch->txn, batch->env->dbi, &key, &value);
   if (rc) return rc;
-  char copy[LOCAL_PLACE_HEAD + 4096], *bytes = copy; /* the value may not be written from the map it lies in */
-  if (value.mv_size > sizeof copy) return kv_local_refuse(item, KV_FAILED, "a damaged record in the store");
+  char *bytes = malloc(value.mv_size); /* the value may not be written from the map it lies in */
+  if (!bytes) return ENOMEM;
   memcpy(bytes, value.mv_data, value.mv_size);
   memcpy(bytes, &expiry, sizeof expiry); /* it comes first */
   item->op->lease->granted = (double)entry->ttl / (double)LOCAL_SECOND;
-  return kv_local_put_raw(batch, name, NULL, 0, (kv_slice){bytes, value.mv_size}, 0);
+  rc = kv_local_put_raw(batch, name, NULL, 0, (kv_slice){bytes, value.mv_size}, 0);
+  free(bytes);
+  return rc;
 }
 
 /* The place that a lease serves, when the op does not name it. */

@@ -1,0 +1,83 @@
+local native = require("spec.native")
+local util = require("spec.support.util")
+
+local PATIENCE = 60
+
+-- Run an example to its end: exit status, output.
+local function run(name, ...)
+  local out = util.folder() .. "/out"
+  local process = assert(native.spawn{util.interpreter(), "examples/" .. name, stdout = out, stderr = out, ...})
+  local how, status = process:wait(PATIENCE)
+  if not how then process:kill("KILL") end
+  local text = util.read(out) or ""
+  assert.equal("exit", how, text)
+  return status, text
+end
+
+local function line_with(process, wanted)
+  local seen = {}
+  while true do
+    local line, problem = process:line(PATIENCE)
+    if not line then error(("no line with %q: %s; seen:\n%s"):format(wanted, problem, table.concat(seen, "\n")), 2) end
+    seen[#seen + 1] = line
+    if line:find(wanted, 1, true) then return line end
+  end
+end
+
+local function url() return "local:" .. util.folder() .. "/store" end
+
+describe("examples", function()
+  it("quickstart runs through", function()
+    local status, text = run("quickstart.lua", url())
+    assert.equal(0, status, text)
+    assert.truthy(text:find("refused\tmodified", 1, true), text)
+    assert.truthy(text:find("watched\tdelete\tservices/db/1", 1, true), text)
+    assert.truthy(text:find("lock\tdone with token ", 1, true), text)
+  end)
+
+  it("the demonstration shows what it promises", function()
+    local took, status, text = util.timed(run, "demo.lua")
+    assert.equal(0, status, text)
+    assert.truthy(text:find("The demonstration worked", 1, true), text)
+    assert.truthy(text:find("was killed with SIGKILL while holding the lock", 1, true), text)
+    assert.is_nil(text:find("\27", 1, true)) -- colours are for terminals
+    assert.is_true(took < 30)
+  end)
+
+  it("the demonstration fails when the store does", function()
+    local file = util.folder() .. "/file"
+    util.write(file, "no folder")
+    local status, text = run("demo.lua", "local:" .. file)
+    assert.equal(1, status, text)
+    assert.truthy(text:find("FAILED", 1, true), text)
+  end)
+
+  it("the configuration watcher reacts", function()
+    local where = url()
+    local watcher = util.lua("examples/config_watcher.lua", where)
+    line_with(watcher, "working in blue")
+    local kv = require("kv")
+    local store = assert(kv.open(where))
+    assert(store:put("config/interval", "0.1"))
+    line_with(watcher, "changed: put config/interval 0.1")
+    assert(store:put("config/colour", "green"))
+    line_with(watcher, "working in green")
+    store:close()
+    watcher:kill("KILL")
+    watcher:wait(PATIENCE)
+  end)
+
+  it("the lock goes from process to process", function()
+    local where = url()
+    local first = util.lua("examples/lock_between_processes.lua", where, "60")
+    local token = tonumber(line_with(first, "got the lock"):match("%d+"))
+    local second = util.lua("examples/lock_between_processes.lua", where, "0.1")
+    line_with(second, ("waiting: somebody holds the lock with token %d"):format(token))
+    first:kill("KILL")
+    assert.is_true(tonumber(line_with(second, "got the lock"):match("%d+")) > token)
+    line_with(second, "the work is written")
+    line_with(second, "released\ttrue")
+    second:wait(PATIENCE)
+    first:wait(PATIENCE)
+  end)
+end)
