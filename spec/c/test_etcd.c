@@ -1,278 +1,8 @@
 /*
- * test_etcd.c - the etcd driver through the public C API, on a real etcd that this test starts on free ports in a folder
- * of its own, and against servers that are none. Without an etcd binary the tests that need it are left out, with a note.
+ * test_etcd.c - the etcd driver through the public C API, on a real etcd: keys and values, conditions, listings, transactions, leases,
+ * locks. Without an etcd binary the tests are left out, with a note.
  */
-#include <arpa/inet.h>
-#include <errno.h>
-#include <fcntl.h>
-#include <ftw.h>
-#include <pthread.h>
-#include <signal.h>
-#include <sys/prctl.h>
-#include <sys/socket.h>
-#include <sys/wait.h>
-#include <time.h>
-
-#include "check.h"
-#include "kv.h"
-
-#include "drivers/driver.h"
-
-extern const struct kv_driver kv_driver_etcd;
-
-/* ------------------------------------------------------------------ processes */
-
-static double now(void) {
-  struct timespec time;
-  clock_gettime(CLOCK_MONOTONIC, &time);
-  return (double)time.tv_sec + (double)time.tv_nsec / 1e9;
-}
-
-static void nap(double seconds) {
-  struct timespec time = {(time_t)seconds, (long)((seconds - (double)(time_t)seconds) * 1e9)};
-  nanosleep(&time, NULL);
-}
-
-/* A listening socket on a free port of the loopback. */
-static int listen_somewhere(int *port) {
-  struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-  socklen_t size = sizeof address;
-  int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), on = 1;
-  setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
-  if (bind(fd, (void *)&address, size) != 0 || listen(fd, 16) != 0) return -1;
-  getsockname(fd, (void *)&address, &size);
-  *port = ntohs(address.sin_port);
-  return fd;
-}
-
-static int free_port(void) {
-  int port = 0, fd = listen_somewhere(&port);
-  close(fd);
-  return port;
-}
-
-struct server {
-  pid_t pid;
-  int port, peer_port;
-  char dir[64];
-  char url[200];
-  const char *extra[16]; /* more arguments, for starting it again */
-};
-
-static int remove_one(const char *path, const struct stat *info, int type, struct FTW *at) {
-  (void)info;
-  (void)type;
-  (void)at;
-  return remove(path);
-}
-
-static bool make_folder(char *path, size_t size) {
-  const char *base = getenv("TMPDIR");
-  snprintf(path, size, "%s/kv-etcd-XXXXXX", base && strlen(base) < 30 ? base : "/tmp");
-  return mkdtemp(path) != NULL;
-}
-
-static pid_t spawn(char *const *arguments, const char *log) {
-  pid_t pid = fork();
-  if (pid != 0) return pid;
-  prctl(PR_SET_PDEATHSIG, SIGKILL); /* a test that crashes leaves nothing behind */
-  int fd = open(log, O_WRONLY | O_CREAT | O_APPEND, 0600);
-  dup2(fd, 1);
-  dup2(fd, 2);
-  execvp(arguments[0], arguments);
-  _exit(127);
-}
-
-static bool run_tool(char *const *arguments, const char *log) {
-  int status;
-  pid_t pid = spawn(arguments, log);
-  return pid > 0 && waitpid(pid, &status, 0) == pid && WIFEXITED(status) && WEXITSTATUS(status) == 0;
-}
-
-static bool server_listens(const struct server *server) {
-  struct sockaddr_in address = {
-    .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = htons((uint16_t)server->port)};
-  int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  bool good = connect(fd, (void *)&address, sizeof address) == 0;
-  close(fd);
-  return good;
-}
-
-static bool server_launch(struct server *server) {
-  char data[100], log[100], client[60], peer[60], cluster[100];
-  bool tls = server->extra[0] != NULL;
-  snprintf(data, sizeof data, "%s/data", server->dir);
-  snprintf(log, sizeof log, "%s/log", server->dir);
-  snprintf(client, sizeof client, "%s://127.0.0.1:%d", tls ? "https" : "http", server->port);
-  snprintf(peer, sizeof peer, "http://127.0.0.1:%d", server->peer_port);
-  snprintf(cluster, sizeof cluster, "default=%s", peer);
-  char *arguments[40] = {"etcd", "--data-dir", data, "--listen-client-urls", client, "--advertise-client-urls", client,
-                         "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer, "--initial-cluster", cluster,
-                         "--heartbeat-interval", "50", "--election-timeout", "500", "--unsafe-no-fsync"};
-  size_t count = 18;
-  for (size_t i = 0; server->extra[i]; i++) arguments[count++] = (char *)(uintptr_t)server->extra[i];
-  server->pid = spawn(arguments, log);
-  for (double until = now() + 20; now() < until; nap(0.02)) {
-    int status;
-    if (waitpid(server->pid, &status, WNOHANG) == server->pid) {
-      server->pid = 0;
-      return false;
-    }
-    if (server_listens(server)) return true;
-  }
-  return false;
-}
-
-static bool server_start(struct server *server) {
-  server->port = free_port();
-  server->peer_port = free_port();
-  snprintf(server->url, sizeof server->url, "etcd://127.0.0.1:%d", server->port);
-  return make_folder(server->dir, sizeof server->dir) && server_launch(server);
-}
-
-static void server_kill(struct server *server) {
-  if (server->pid <= 0) return;
-  kill(server->pid, SIGKILL);
-  waitpid(server->pid, NULL, 0);
-  server->pid = 0;
-}
-
-static void server_end(struct server *server) {
-  server_kill(server);
-  if (server->dir[0]) nftw(server->dir, remove_one, 16, FTW_DEPTH | FTW_PHYS);
-}
-
-static struct server shared;
-
-static void end_shared(void) {
-  server_end(&shared);
-}
-
-/* The etcd that most tests use. NULL: there is none on this machine. */
-static const char *etcd_url(void) {
-  static bool tried, there;
-  if (!tried) {
-    tried = true;
-    there = server_start(&shared);
-    if (there)
-      atexit(end_shared);
-    else
-      fprintf(stderr, "note: no etcd could be started; tests that need it are left out\n");
-  }
-  return there ? shared.url : NULL;
-}
-
-/* ------------------------------------------------------------------ asking */
-
-static kv_queue *queue;
-
-static kv_store *open_url(const char *url, const char *query) {
-  char whole[400];
-  kv_error error;
-  kv_register(&kv_driver_etcd, NULL);
-  if (!queue) queue = kv_queue_new(NULL);
-  snprintf(whole, sizeof whole, "%s%s", url, query ? query : "");
-  kv_store *store = kv_open(whole, NULL, &error);
-  if (!store) fprintf(stderr, "open %s: %s\n", whole, error.message);
-  return store;
-}
-
-static void close_store(kv_store *store) {
-  kv_close(store);
-  CHECK(kv_close_wait(store, 5));
-  kv_store_free(store);
-}
-
-static kv_slice text(const char *string) {
-  return (kv_slice){string, strlen(string)};
-}
-
-static kv_reply *next_reply(double seconds) {
-  kv_reply *reply;
-  double until = now() + seconds;
-  while (!(reply = kv_queue_next(queue)) && now() < until) kv_queue_wait(queue, until - now());
-  return reply;
-}
-
-static kv_reply *ask(kv_store *store, const kv_request *request) {
-  kv_reply *reply = NULL;
-  kv_error error;
-  if (kv_submit(store, queue, request, 1, NULL, &reply, &error) != KV_OK) {
-    fprintf(stderr, "submit: %s\n", error.message);
-    return NULL;
-  }
-  return reply ? reply : next_reply(30);
-}
-
-/* Its reply will come from next_reply(). */
-static bool submit(kv_store *store, const kv_request *request) {
-  kv_reply *reply = NULL;
-  return kv_submit(store, queue, request, 0, NULL, &reply, NULL) == KV_OK && !reply;
-}
-
-/* The code of a request, its reply thrown away. */
-static kv_code code_of(kv_store *store, const kv_request *request) {
-  kv_reply *reply = ask(store, request);
-  if (!reply) return KV_CODE_COUNT;
-  kv_code code = kv_reply_code(reply);
-  kv_reply_free(reply);
-  return code;
-}
-
-static kv_code put(kv_store *store, const char *key, const char *value) {
-  return code_of(store, &(kv_request){.kind = KV_PUT, .key = text(key), .value = text(value)});
-}
-
-/* The value, "(none)", or the code as text. Static. */
-static const char *get(kv_store *store, const char *key) {
-  static char value[1000];
-  kv_pair pair;
-  kv_reply *reply = ask(store, &(kv_request){.kind = KV_GET, .key = text(key)});
-  if (!reply) return "(no reply)";
-  if (kv_reply_code(reply) != KV_OK)
-    snprintf(value, sizeof value, "%s", kv_code_text(kv_reply_code(reply)));
-  else if (kv_reply_pair(reply, &pair))
-    snprintf(value, sizeof value, "%.*s", (int)pair.value.size, pair.value.data);
-  else
-    snprintf(value, sizeof value, "(none)");
-  kv_reply_free(reply);
-  return value;
-}
-
-/* All keys of a listing, joined by spaces, directories with a slash. Static. */
-static const char *list(kv_store *store, const char *dir, unsigned flags, uint32_t limit) {
-  static char joined[20000];
-  char after[500] = "";
-  uint64_t revision = 0;
-  size_t size = 0;
-  joined[0] = '\0';
-  for (;;) {
-    kv_pair pair;
-    kv_reply *reply = ask(store, &(kv_request){.kind = KV_LIST, .key = text(dir), .flags = flags, .limit = limit,
-                                               .after = text(after), .revision = revision});
-    if (!reply || kv_reply_code(reply) != KV_OK) {
-      snprintf(joined, sizeof joined, "%s", reply ? kv_code_text(kv_reply_code(reply)) : "(no reply)");
-      kv_reply_free(reply);
-      return joined;
-    }
-    while (kv_reply_pair(reply, &pair)) {
-      size += (size_t)snprintf(joined + size, sizeof joined - size, "%s%.*s%s", size ? " " : "", (int)pair.key.size,
-                               pair.key.data, pair.dir ? "/" : "");
-      snprintf(after, sizeof after, "%.*s", (int)pair.key.size, pair.key.data);
-    }
-    bool more = kv_reply_more(reply);
-    revision = kv_reply_revision(reply);
-    kv_reply_free(reply);
-    if (!more) return joined;
-    if (limit) size += (size_t)snprintf(joined + size, sizeof joined - size, " |");
-  }
-}
-
-#define WITH_ETCD(store, query)                         \
-  const char *url_of_##store = etcd_url();              \
-  if (!url_of_##store) return;                          \
-  kv_store *store = open_url(url_of_##store, query);    \
-  REQUIRE(store != NULL)
+#include "etcd_server.h"
 
 /* ------------------------------------------------------------------ keys and values */
 
@@ -399,6 +129,382 @@ TEST(large_listing) {
   CHECK_EQ(seen, COUNT);
   CHECK(pages > 2);
   CHECK_EQ(code_of(store, &(kv_request){.kind = KV_DELETE_TREE, .key = KV_TEXT("")}), KV_OK);
+  close_store(store);
+}
+
+/* ------------------------------------------------------------------ names */
+
+/* What etcdctl sees: keys of ours that begin with `prefix`, joined by spaces. Static. */
+static const char *raw_keys(const char *prefix) {
+  static char joined[2000];
+  char command[300];
+  snprintf(command, sizeof command, "ETCDCTL_API=3 etcdctl --endpoints=127.0.0.1:%d get --keys-only --prefix -- '%s' | tr '\n' ' '",
+           shared_server.port, prefix);
+  FILE *pipe = popen(command, "r");
+  size_t size = pipe ? fread(joined, 1, sizeof joined - 1, pipe) : 0;
+  if (pipe) pclose(pipe);
+  while (size && joined[size - 1] == ' ') size--;
+  joined[size] = '\0';
+  return joined;
+}
+
+TEST(leading_slash_and_prefix) {
+  WITH_ETCD(with, "/names/deep");
+  CHECK_EQ(put(with, "k", "with"), KV_OK);
+  CHECK_STR(raw_keys("/names"), "/names/deep/k");
+  kv_store *without = open_url(url_of_with, "/names/deep?leading_slash=false");
+  REQUIRE(without != NULL);
+  CHECK_STR(get(without, "k"), "(none)");
+  CHECK_EQ(put(without, "k/l", "without"), KV_OK);
+  CHECK_STR(raw_keys("names"), "names/deep/k/l");
+  CHECK_STR(list(without, "", 0, 0), "k/l");
+  CHECK_STR(list(with, "", 0, 0), "k");
+  kv_store *sub = kv_sub(without, KV_TEXT("k"), NULL);
+  REQUIRE(sub != NULL);
+  CHECK_STR(get(sub, "l"), "without");
+  CHECK_STR(list(sub, "", 0, 0), "l");
+  CHECK_EQ(code_of(sub, &(kv_request){.kind = KV_DELETE_TREE}), KV_OK);
+  CHECK_STR(raw_keys("names"), "");
+  kv_store_free(sub);
+  close_store(without);
+  close_store(with);
+}
+
+/* The root without a slash: everything but the library's own. */
+TEST(root_without_slash) {
+  WITH_ETCD(store, "?leading_slash=false");
+  CHECK_EQ(put(store, "b", "1"), KV_OK);
+  CHECK_EQ(put(store, "-first", "1"), KV_OK);
+  kv_lock *lock = kv_lock_new(store, &(kv_lock_options){.name = KV_TEXT("stays")}, NULL);
+  REQUIRE(lock != NULL);
+  REQUIRE(kv_lock_acquire(lock, queue, 5, 7, NULL, NULL) == KV_OK);
+  CHECK_EQ(code_and_free(reply_tagged(7, 10)), KV_OK);
+  CHECK(strncmp(raw_keys(".kv/lock/"), ".kv/lock/stays/", 15) == 0);
+  CHECK(strncmp(list(store, "", 0, 0), "-first ", 7) == 0);
+  CHECK(strstr(list(store, "", KV_SHALLOW, 0), ".kv") == NULL);
+  CHECK_EQ(code_of(store, &(kv_request){.kind = KV_DELETE_TREE}), KV_OK);
+  CHECK_STR(list(store, "", 0, 0), "");
+  CHECK(kv_lock_held(lock));
+  CHECK(strncmp(raw_keys(".kv/lock/"), ".kv/lock/stays/", 15) == 0);
+  kv_lock_free(lock);
+  close_store(store);
+  CHECK_STR(raw_keys(".kv/lock/stays/"), "");
+}
+
+/* ------------------------------------------------------------------ transactions */
+
+static kv_code commit(kv_store *store, const kv_txn *txn, int *failed_check, uint64_t *revision) {
+  kv_reply *reply = ask(store, &(kv_request){.kind = KV_TXN, .txn = txn});
+  if (!reply) return KV_CODE_COUNT;
+  if (failed_check) *failed_check = kv_reply_failed_check(reply);
+  if (revision) *revision = kv_reply_revision(reply);
+  return code_and_free(reply);
+}
+
+TEST(transactions) {
+  WITH_ETCD(store, "/txn");
+  uint64_t a = put_revision(store, "a", "1"), revision = 0;
+  int failed = -2;
+  kv_txn *txn = kv_txn_new(store, NULL);
+  REQUIRE(txn != NULL && a > 0);
+  CHECK_EQ(kv_txn_check(txn, KV_TEXT("a"), a, NULL), KV_OK);
+  CHECK_EQ(kv_txn_check_absent(txn, KV_TEXT("b"), NULL), KV_OK);
+  CHECK_EQ(kv_txn_put(txn, KV_TEXT("b"), KV_TEXT("2"), NULL, NULL), KV_OK);
+  CHECK_EQ(kv_txn_delete(txn, KV_TEXT("a"), NULL), KV_OK);
+  CHECK_EQ(commit(store, txn, &failed, &revision), KV_OK);
+  CHECK(revision > a);
+  CHECK_EQ(failed, -1);
+  CHECK_STR(list(store, "", 0, 0), "b");
+  CHECK_EQ(commit(store, txn, &failed, NULL), KV_MODIFIED);
+  CHECK_EQ(failed, 0);
+  kv_txn_free(txn);
+  txn = kv_txn_new(store, NULL);
+  CHECK_EQ(kv_txn_check_absent(txn, KV_TEXT("a"), NULL), KV_OK);
+  CHECK_EQ(kv_txn_check_absent(txn, KV_TEXT("b"), NULL), KV_OK);
+  CHECK_EQ(kv_txn_put(txn, KV_TEXT("c"), KV_TEXT("3"), NULL, NULL), KV_OK);
+  CHECK_EQ(commit(store, txn, &failed, NULL), KV_MODIFIED);
+  CHECK_EQ(failed, 1);
+  CHECK_STR(get(store, "c"), "(none)");
+  kv_txn_free(txn);
+  txn = kv_txn_new(store, NULL); /* checks alone */
+  CHECK_EQ(kv_txn_check_absent(txn, KV_TEXT("a"), NULL), KV_OK);
+  CHECK_EQ(commit(store, txn, &failed, NULL), KV_OK);
+  kv_txn_free(txn);
+  txn = kv_txn_new(store, NULL); /* as large as it may be */
+  for (int i = 0; i < KV_TXN_MAX; i++) {
+    char key[20];
+    snprintf(key, sizeof key, "many/%02d", i);
+    CHECK_EQ(kv_txn_put(txn, text(key), KV_TEXT("v"), NULL, NULL), KV_OK);
+  }
+  CHECK_EQ(commit(store, txn, &failed, NULL), KV_OK);
+  CHECK_STR(get(store, "many/63"), "v");
+  kv_txn_free(txn);
+  CHECK_EQ(code_of(store, &(kv_request){.kind = KV_DELETE_TREE}), KV_OK);
+  close_store(store);
+}
+
+TEST(portable_mode) {
+  WITH_ETCD(store, "/portable?portable=true");
+  CHECK_EQ(put(store, "a/b", "1"), KV_OK);
+  CHECK_EQ(put(store, "a", "2"), KV_IS_DIR);
+  CHECK_EQ(put(store, "a/b/c", "3"), KV_NOT_DIR);
+  CHECK_STR(list(store, "a/b", 0, 0), "not_dir");
+  CHECK_EQ(put(store, "a/b", "4"), KV_OK);
+  CHECK_EQ(code_of(store, &(kv_request){.kind = KV_DELETE_TREE}), KV_OK);
+  close_store(store);
+}
+
+/* ------------------------------------------------------------------ leases and time to live */
+
+TEST(time_to_live) {
+  WITH_ETCD(store, "/ttl");
+  CHECK_EQ(code_of(store, &(kv_request){.kind = KV_PUT, .key = KV_TEXT("short"), .ttl = 0.3}), KV_OK);
+  CHECK_EQ(code_of(store, &(kv_request){.kind = KV_PUT, .key = KV_TEXT("kept"), .ttl = 1}), KV_OK);
+  CHECK_EQ(put(store, "kept", "for ever"), KV_OK); /* a plain put makes it permanent */
+  CHECK_EQ(code_of(store, &(kv_request){.kind = KV_PUT, .key = KV_TEXT("alive"), .flags = KV_KEEP_ALIVE}), KV_OK);
+  CHECK_STR(get(store, "short"), "");
+  double begun = now();
+  WAIT_FOR(1, strcmp(get(store, "short"), "(none)") == 0); /* by us: etcd knows whole seconds only */
+  CHECK(now() - begun < 0.9);
+  nap(begun + 2.2 - now());
+  CHECK_STR(get(store, "kept"), "for ever");
+  CHECK_STR(get(store, "alive"), "");
+  close_store(store);
+  store = open_url(etcd_url(), "/ttl");
+  WAIT_FOR(3, strcmp(get(store, "alive"), "(none)") == 0);
+  CHECK_STR(list(store, "", 0, 0), "kept");
+  CHECK_EQ(code_of(store, &(kv_request){.kind = KV_DELETE_TREE}), KV_OK);
+  close_store(store);
+}
+
+TEST(leases) {
+  WITH_ETCD(store, "/lease");
+  kv_lease *lease = NULL;
+  REQUIRE(kv_lease_open(store, queue, 1, 5, 5, NULL, &lease, NULL) == KV_OK);
+  CHECK_EQ(code_and_free(reply_tagged(5, 10)), KV_OK);
+  CHECK(kv_lease_alive(lease));
+  CHECK(kv_lease_ttl(lease) >= 1);
+  CHECK_EQ(code_of(store, &(kv_request){.kind = KV_PUT, .key = KV_TEXT("a"), .lease = lease}), KV_OK);
+  CHECK_EQ(code_of(store, &(kv_request){.kind = KV_PUT, .key = KV_TEXT("b"), .lease = lease,
+                                        .condition = KV_IF_ABSENT}), KV_OK);
+  nap(2.5); /* past its TTL: it is renewed */
+  CHECK(kv_lease_alive(lease));
+  CHECK_STR(list(store, "", 0, 0), "a b");
+  REQUIRE(kv_lease_wait_lost(lease, queue, 10, 6, NULL, NULL) == KV_OK);
+  char command[600], id[100] = "";
+  snprintf(command, sizeof command, "ETCDCTL_API=3 etcdctl --endpoints=127.0.0.1:%d lease list | tail -1", shared_server.port);
+  FILE *pipe = popen(command, "r");
+  CHECK(pipe && fgets(id, sizeof id, pipe));
+  if (pipe) pclose(pipe);
+  id[strcspn(id, "\n")] = '\0';
+  snprintf(command, sizeof command, "lease revoke %s", id);
+  CHECK(etcdctl(&shared_server, command)); /* behind our back */
+  CHECK_EQ(code_and_free(reply_tagged(6, 10)), KV_OK);
+  CHECK(!kv_lease_alive(lease));
+  CHECK_STR(list(store, "", 0, 0), "");
+  kv_lease_free(lease);
+  REQUIRE(kv_lease_open(store, queue, 30, 5, 7, NULL, &lease, NULL) == KV_OK);
+  CHECK_EQ(code_and_free(reply_tagged(7, 10)), KV_OK);
+  CHECK_EQ(code_of(store, &(kv_request){.kind = KV_PUT, .key = KV_TEXT("c"), .lease = lease}), KV_OK);
+  REQUIRE(kv_lease_close(lease, queue, 5, 8, NULL, NULL) == KV_OK);
+  CHECK_EQ(code_and_free(reply_tagged(8, 10)), KV_OK);
+  CHECK_STR(list(store, "", 0, 0), "");
+  kv_lease_free(lease);
+  close_store(store);
+}
+
+/* ------------------------------------------------------------------ locks */
+
+static kv_code acquire(kv_lock *lock, double timeout) {
+  uint64_t tag = new_tag();
+  if (kv_lock_acquire(lock, queue, timeout, tag, NULL, NULL) != KV_OK) return KV_CODE_COUNT;
+  return code_and_free(reply_tagged(tag, 20));
+}
+
+static kv_code release(kv_lock *lock) {
+  uint64_t tag = new_tag();
+  if (kv_lock_release(lock, queue, 5, tag, NULL, NULL) != KV_OK) return KV_CODE_COUNT;
+  return code_and_free(reply_tagged(tag, 20));
+}
+
+/* How many watches there are on the server, or -1. */
+static int server_watchers(void) {
+  char command[200], line[100] = "";
+  snprintf(command, sizeof command,
+           "curl -s http://127.0.0.1:%d/metrics | sed -n 's/^etcd_debugging_mvcc_watcher_total //p'", shared_server.port);
+  FILE *pipe = popen(command, "r");
+  bool good = pipe && fgets(line, sizeof line, pipe);
+  if (pipe) pclose(pipe);
+  return good ? atoi(line) : -1;
+}
+
+TEST(locks) {
+  WITH_ETCD(store, "/locks");
+  kv_store *other = open_url(etcd_url(), "/locks");
+  REQUIRE(other != NULL);
+  kv_lock *first = kv_lock_new(store, &(kv_lock_options){.name = KV_TEXT("x"), .value = KV_TEXT("me"), .ttl = 5}, NULL);
+  kv_lock *second = kv_lock_new(other, &(kv_lock_options){.name = KV_TEXT("x"), .ttl = 5}, NULL);
+  REQUIRE(first && second);
+  CHECK_EQ(acquire(first, 5), KV_OK);
+  CHECK(kv_lock_held(first));
+  uint64_t token = kv_lock_token(first);
+  CHECK(token > 0);
+  CHECK_EQ(acquire(second, 0), KV_TIMEOUT);
+  CHECK_EQ(acquire(second, 0.3), KV_TIMEOUT);
+  kv_pair pair;
+  REQUIRE(kv_lock_holder(second, queue, 5, 3, NULL, NULL) == KV_OK);
+  kv_reply *holder = reply_tagged(3, 10);
+  REQUIRE(holder && kv_reply_pair(holder, &pair));
+  CHECK(pair.value.size == 2 && memcmp(pair.value.data, "me", 2) == 0);
+  CHECK_EQ(pair.revision, token);
+  kv_reply_free(holder);
+  kv_txn *txn = kv_txn_new(store, NULL);
+  CHECK_EQ(kv_txn_guard(txn, first, NULL), KV_OK);
+  CHECK_EQ(kv_txn_put(txn, KV_TEXT("guarded"), KV_TEXT("1"), NULL, NULL), KV_OK);
+  CHECK_EQ(commit(store, txn, NULL, NULL), KV_OK);
+  REQUIRE(kv_lock_acquire(second, queue, 10, 4, NULL, NULL) == KV_OK);
+  WAIT_FOR(5, server_watchers() == 1);
+  CHECK_EQ(release(first), KV_OK);
+  CHECK_EQ(code_and_free(reply_tagged(4, 10)), KV_OK);
+  CHECK(kv_lock_token(second) > token);
+  CHECK_EQ(commit(store, txn, NULL, NULL), KV_MODIFIED);
+  kv_txn_free(txn);
+  CHECK_EQ(release(first), KV_NOT_HELD);
+  WAIT_FOR(5, server_watchers() == 0); /* who waited leaves no watch behind */
+  CHECK_EQ(release(second), KV_OK);
+  kv_lock_free(first);
+  kv_lock_free(second);
+  CHECK_EQ(code_of(store, &(kv_request){.kind = KV_DELETE_TREE}), KV_OK);
+  close_store(other);
+  close_store(store);
+}
+
+/* ------------------------------------------------------------------ refusals */
+
+TEST(too_large) {
+  WITH_ETCD(store, "/sizes");
+  size_t size = 3 << 20;
+  char *value = calloc(1, size);
+  REQUIRE(value != NULL);
+  kv_request request = {.kind = KV_PUT, .key = KV_TEXT("big"), .value = {value, size}};
+  kv_reply *reply = NULL;
+  CHECK_EQ(kv_submit(store, queue, &request, 1, NULL, &reply, NULL), KV_TOO_LARGE);
+  request.value.size = 1572864 - 2000;
+  CHECK_EQ(code_of(store, &request), KV_OK);
+  kv_txn *txn = kv_txn_new(store, NULL);
+  CHECK_EQ(kv_txn_put(txn, KV_TEXT("1"), (kv_slice){value, 800000}, NULL, NULL), KV_OK);
+  CHECK_EQ(kv_txn_put(txn, KV_TEXT("2"), (kv_slice){value, 800000}, NULL, NULL), KV_OK);
+  CHECK_EQ(commit(store, txn, NULL, NULL), KV_TOO_LARGE);
+  kv_txn_free(txn);
+  free(value);
+  CHECK_STR(list(store, "", KV_KEYS_ONLY, 0), "big");
+  CHECK_EQ(code_of(store, &(kv_request){.kind = KV_DELETE_TREE}), KV_OK);
+  close_store(store);
+}
+
+TEST(compacted) {
+  WITH_ETCD(store, "/old");
+  char command[100];
+  uint64_t first = put_revision(store, "a", "1"), last = put_revision(store, "a", "2");
+  snprintf(command, sizeof command, "compaction %llu", (unsigned long long)last);
+  REQUIRE(etcdctl(&shared_server, command));
+  CHECK_EQ(code_of(store, &(kv_request){.kind = KV_LIST, .revision = first}), KV_COMPACTED);
+  CHECK_EQ(code_of(store, &(kv_request){.kind = KV_LIST, .revision = last}), KV_OK);
+  CHECK_EQ(code_of(store, &(kv_request){.kind = KV_LIST, .revision = last + 1000000}), KV_COMPACTED);
+  kv_watch *watch = NULL;
+  kv_watch_options options = {.tree = true, .resume = true, .after = first - 1};
+  REQUIRE(kv_watch_open(store, queue, &options, 1, &watch, NULL) == KV_OK);
+  CHECK_STR(next_event(watch, 10), "compacted");
+  kv_watch_free(watch);
+  close_store(store);
+}
+
+TEST(full) {
+  struct server small = {.extra = {"--quota-backend-bytes", "200000"}};
+  if (!etcd_url()) return;
+  REQUIRE(server_start(&small));
+  kv_store *store = open_url(small.url, NULL);
+  static char value[100000];
+  kv_code code = KV_OK;
+  for (double until = now() + 20; code == KV_OK && now() < until;) /* its size is only looked at now and then */
+    code = code_of(store, &(kv_request){.kind = KV_PUT, .key = KV_TEXT("k"), .value = {value, sizeof value}});
+  CHECK_EQ(code, KV_NO_SPACE);
+  CHECK_EQ(code_of(store, &(kv_request){.kind = KV_PUT, .key = KV_TEXT("k"), .condition = KV_IF_ABSENT}), KV_NO_SPACE);
+  CHECK_EQ(code_of(store, &(kv_request){.kind = KV_PUT, .key = KV_TEXT("k"), .ttl = 5}), KV_NO_SPACE);
+  close_store(store);
+  server_end(&small);
+}
+
+/* ------------------------------------------------------------------ watches */
+
+TEST(watching) {
+  WITH_ETCD(store, "/watching");
+  CHECK_EQ(put(store, "d/a", "1"), KV_OK);
+  kv_watch *tree = watch_key(store, "d", true), *key = watch_key(store, "d/a", false);
+  REQUIRE(tree && key);
+  CHECK_STR(next_event(tree, 10), "*d/a=1");
+  CHECK_STR(next_event(key, 10), "*d/a=1");
+  WAIT_FOR(10, kv_watch_synced(tree) && kv_watch_connected(tree) && kv_watch_connected(key));
+  CHECK_EQ(put(store, "d/a", "2"), KV_OK);
+  uint64_t mark = put_revision(store, "d/b", "3");
+  CHECK_EQ(put(store, "dx", "elsewhere"), KV_OK);
+  CHECK_EQ(put(store, "d", "itself"), KV_OK);
+  CHECK_EQ(code_of(store, &(kv_request){.kind = KV_DELETE, .key = KV_TEXT("d/a")}), KV_OK);
+  CHECK_STR(next_event(tree, 10), "+d/a=2");
+  CHECK_STR(next_event(tree, 10), "+d/b=3");
+  CHECK_STR(next_event(tree, 10), "-d/a");
+  CHECK_STR(next_event(key, 10), "+d/a=2");
+  CHECK_STR(next_event(key, 10), "-d/a");
+  CHECK_STR(next_event(tree, 0.05), "");
+  kv_watch *resumed = NULL;
+  kv_watch_options options = {.key = KV_TEXT("d"), .tree = true, .resume = true, .after = mark};
+  REQUIRE(kv_watch_open(store, queue, &options, 1, &resumed, NULL) == KV_OK);
+  CHECK_STR(next_event(resumed, 10), "-d/a");
+  kv_watch_close(resumed);
+  CHECK_STR(next_event(resumed, 1), "closed");
+  kv_watch_free(resumed);
+  kv_watch_free(tree);
+  kv_watch_free(key);
+  WAIT_FOR(5, server_watchers() == 0);
+  CHECK_EQ(code_of(store, &(kv_request){.kind = KV_DELETE_TREE}), KV_OK);
+  close_store(store);
+}
+
+/* One revision with more bytes than the server puts into one message: it comes in fragments. */
+TEST(fragments) {
+  WITH_ETCD(store, "/fragments");
+  kv_watch *watch = watch_key(store, "", true);
+  REQUIRE(watch != NULL);
+  WAIT_FOR(10, kv_watch_connected(watch));
+  enum { PARTS = 60, SIZE = 24000, ROUNDS = 4 };
+  static char value[SIZE];
+  memset(value, 'v', sizeof value);
+  kv_txn *txn = kv_txn_new(store, NULL);
+  for (int i = 0; i < PARTS; i++) {
+    char key[20];
+    snprintf(key, sizeof key, "f/%02d", i);
+    CHECK_EQ(kv_txn_put(txn, text(key), (kv_slice){value, sizeof value}, NULL, NULL), KV_OK);
+  }
+  uint64_t revision = 0;
+  for (int i = 0; i < ROUNDS; i++) CHECK_EQ(commit(store, txn, NULL, &revision), KV_OK);
+  kv_txn_free(txn);
+  int seen = 0;
+  uint64_t before = 0;
+  for (double until = now() + 20; seen < PARTS * ROUNDS && now() < until;) {
+    kv_event event;
+    if (kv_watch_next(watch, &event, NULL) != 1) {
+      kv_reply_free(next_reply(0.1));
+      continue;
+    }
+    CHECK(event.revision >= before);
+    CHECK_EQ(event.value.size, SIZE);
+    before = event.revision;
+    seen++;
+  }
+  CHECK_EQ(seen, PARTS * ROUNDS);
+  WAIT_FOR(5, kv_watch_revision(watch) >= revision);
+  kv_watch_free(watch);
+  CHECK_EQ(code_of(store, &(kv_request){.kind = KV_DELETE_TREE}), KV_OK);
   close_store(store);
 }
 

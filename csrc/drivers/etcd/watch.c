@@ -250,8 +250,11 @@ static void cancel_on_server(struct etcd *etcd, int64_t id) {
 /* False: the watcher is gone. */
 static bool feed_one(struct etcd *etcd, struct etcd_watcher *watcher, const struct etcd_event *event) {
   if (watcher->call) {
-    if (event->deleted) lose(etcd, watcher, KV_OK, "");
-    return etcd->watches.feeding != NULL;
+    if (!event->deleted) return true;
+    int64_t id = watcher->id;
+    lose(etcd, watcher, KV_OK, "");
+    cancel_on_server(etcd, id);
+    return false;
   }
   const struct etcd_pair *pair = &event->pair;
   bool silent = event->deleted || watcher->feed->keys_only;
