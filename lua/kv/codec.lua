@@ -39,6 +39,19 @@ function codec.encode(self, value)
   return nil, "the value cannot be encoded: " .. reason(text)
 end
 
+--- The string to store for a value of a method's argument, or nil, message. Without a codec (nil) only strings will do: anything else
+-- is misuse, raised `level` calls up.
+function codec.text(method, self, key, value, level)
+  if self then
+    if value == nil then error(("%s: a value is needed"):format(method), level) end
+    local text, why = codec.encode(self, value)
+    if text then return text end
+    return nil, ('%s "%s": %s'):format(method, key, why)
+  end
+  if type(value) ~= "string" then error(("%s: the value must be a string, got %s"):format(method, type(value)), level) end
+  return value
+end
+
 --- True and the value of a string, or false, message.
 function codec.decode(self, text)
   local ok, value, why = pcall(self.decode, text)

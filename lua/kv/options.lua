@@ -9,7 +9,9 @@ local options = {}
 options.FAST, options.STRONG, options.KEYS_ONLY, options.SHALLOW, options.KEEP_ALIVE, options.DIR = 1, 2, 4, 8, 16, 32
 
 local MAX_REVISION = 2 ^ 53
-local TINY = 1e-9 -- a timeout of 0, for a core that reads 0 as "the default"
+
+--- A timeout of 0, for a core that reads 0 as "the default".
+options.TINY = 1e-9
 
 -- ------------------------------------------------------------------ kinds of values
 
@@ -63,7 +65,7 @@ function kinds.interop(value)
 end
 
 function kinds.lease(value)
-  if type(value) ~= "table" or not rawget(value, "_lease") then return "a lease" end
+  if type(value) ~= "table" or getmetatable(value) ~= "kv.lease" then return "a lease" end
 end
 
 function kinds.codec(value)
@@ -98,7 +100,7 @@ options.specs = {
   watch = {initial = "boolean", after = "revision", values = "boolean", prev = "boolean"},
   mirror = {prev = "boolean"},
   lock = {ttl = "positive", value = "string", timeout = "seconds", interop = "interop"},
-  txn_put = {lease = "lease"},
+  txn_put = {ttl = "positive", keep_alive = "boolean", lease = "lease"},
   tls = {ca = "string", cert = "string", key = "string", verify = "boolean", server_name = "string"},
   open = {
     prefix = "string", timeout = "positive", connect_timeout = "positive", username = "string", password = "string",
@@ -149,7 +151,7 @@ end
 function options.timeout(opts)
   local timeout = opts and opts.timeout
   if timeout == nil then return -1 end
-  return timeout > 0 and timeout or TINY
+  return timeout > 0 and timeout or options.TINY
 end
 
 --- Flags of a read.

@@ -16,7 +16,7 @@ local Timers = require("kv.timers")
 local unpack = table.unpack or unpack -- luacheck: ignore 143
 local create, resume, status, running = coroutine.create, coroutine.resume, coroutine.status, coroutine.running
 local yield = coroutine.yield
-local next_reply, clock = core.next, core.clock
+local next_reply, pending, clock = core.next, core.pending, core.clock
 
 local scheduler = {}
 
@@ -43,6 +43,7 @@ local current                                       -- the task that runs now
 local looping = false                               -- kv.run or kv.step is at work
 local in_run = false                                -- kv.run is
 local host                                          -- hooks of a host's loop, or nil
+local raised                                        -- what a callback raised outside of a loop
 
 --- Can a coroutine yield across pcall here? Not in PUC Lua 5.1.
 scheduler.yields_across_pcall = (function()
@@ -166,17 +167,35 @@ local function handle(direct, tag, ...)
   return true
 end
 
---- Hand out what is in the queue without waiting, when no loop does it. Outside of a loop every call of the module does this.
+local function raise_kept()
+  local problem = raised
+  raised = nil
+  error(problem, 0)
+end
+
+--- Hand out what is in the queue without waiting, when no loop does it. Outside of a loop every call of the module does this first.
+-- Raises what a callback has raised since.
 function scheduler.poll()
-  if looping or not core.pending() then return end
+  if raised then raise_kept() end
+  if looping or not pending() then return end
   for _ = 1, REPLIES_AT_ONCE do
-    if not handle(false, next_reply()) then return end
+    if not handle(false, next_reply()) then break end
+  end
+  if raised then raise_kept() end
+end
+
+--- A callback of the program raised: kv.run and kv.step raise it, outside of them the next call of the module.
+function scheduler.fail(problem)
+  if looping then
+    failures[#failures + 1] = {problem = problem, task = {}}
+  elseif raised == nil then
+    raised = problem
   end
 end
 
---- Is kv.run or kv.step at work?
-function scheduler.is_looping()
-  return looping
+--- Would a wait of the caller yield, so that others go on?
+function scheduler.may_yield()
+  return current_task() ~= nil or (host ~= nil and host.current() == true)
 end
 
 --- Tell `watcher:_ready(direct)` whenever the watch with this tag has something. Held weakly.
