@@ -296,8 +296,12 @@ static bool reads_at_once(const struct kv_core_op *op) {
 
 static void read_at_once(struct kv_core_op *op) {
   kv_error error = {.code = KV_OK};
-  op->in_driver = false;
   kv_code code = op->backend->driver->read(op->backend->state, &op->pub, &error);
+  if (code == KV_UNAVAILABLE) {
+    op->backend->driver->start(op->backend->state, &op->pub);
+    return;
+  }
+  op->in_driver = false;
   finish_on_reactor(op, code, code == KV_OK ? NULL : error.message);
 }
 
@@ -423,6 +427,8 @@ static void direct_submit(struct kv_core_op *op) {
 
 static void direct_finish(struct kv_core_op *op, kv_code code, const char *cause) {
   struct kv_backend *backend = op->backend;
+  kv_error error;
+  if (code == KV_OK && (code = kv_op_arrange(op, &error)) != KV_OK) cause = "out of memory";
   pthread_mutex_lock(&backend->lock);
   if (op->pinned) {
     remember_problem(op, code, cause);

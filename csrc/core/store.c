@@ -293,7 +293,7 @@ static void set_slices(struct kv_core_op *op, const struct draft *draft, const c
   op->name = (kv_slice){key + draft->name_offset, draft->key_size - draft->name_offset};
 }
 
-/* Local reads: the answer at once, without an op of its own on the heap. */
+/* Local reads: the answer at once, without an op of its own on the heap. KV_UNAVAILABLE: it takes an operation after all. */
 static kv_code read_now(kv_store *store, const kv_request *request, const struct draft *draft, uint64_t tag,
                         kv_reply **reply, kv_error *error) {
   struct kv_backend *backend = store->backend;
@@ -302,6 +302,7 @@ static kv_code read_now(kv_store *store, const kv_request *request, const struct
   set_plain(&op, store, request, draft);
   set_slices(&op, draft, draft->key, (kv_slice){NULL, 0}, draft->after);
   kv_code code = backend->driver->read(backend->state, &op.pub, &cause);
+  if (code == KV_UNAVAILABLE) return code;
   if (code == KV_OK) code = kv_op_arrange(&op, &cause);
   kv_count(backend, KV_COUNT_operations, 1);
   atomic_fetch_add_explicit(&backend->failures[code], 1, memory_order_relaxed);
@@ -367,7 +368,10 @@ kv_code kv_submit(kv_store *store, kv_queue *queue, const kv_request *request, u
   }
   if (code != KV_OK) return code;
   bool is_read = request->kind == KV_GET || request->kind == KV_LIST;
-  if (is_read && store->backend->driver->read) return read_now(store, request, &draft, tag, reply, error);
+  if (is_read && store->backend->driver->read) {
+    code = read_now(store, request, &draft, tag, reply, error);
+    if (code != KV_UNAVAILABLE) return code;
+  }
   struct kv_core_op *op = build(store, request, &draft, error);
   if (!op) return error->code;
   kv_core_op_bind(op, store, queue, tag, id);

@@ -328,7 +328,7 @@ struct kv_driver {
   void (*cancel)(void *state, struct kv_op *op);
 
   /* [any thread] Optional (NULL): answer a GET or LIST at once in the caller's thread, filling op->result through host->pair().
-   * Returns the code; on failure *error has the cause. Must not keep op. */
+   * Returns the code; on failure *error has the cause. Must not keep op. KV_UNAVAILABLE: it would have to wait, start() comes instead. */
   kv_code (*read)(void *state, struct kv_op *op, kv_error *error);
 
   /* Begin to feed. host->feed_* never come before it returns is NOT promised: they may come inside. */

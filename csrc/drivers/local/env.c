@@ -428,6 +428,7 @@ static void env_close(struct kv_local_env *env) {
     if (env->readers[i].txn) mdb_txn_abort(env->readers[i].txn);
   if (env->mdb) mdb_env_close(env->mdb);
   env->mdb = NULL;
+  kv_local_follow_shut(env);
   if (env->folder_fd >= 0) kv_local_owner_drop(env);
   if (env->temporary && env->folder_fd >= 0) remove_temporary(env);
   if (env->notify_fd >= 0) close(env->notify_fd);
@@ -543,16 +544,36 @@ void kv_local_env_end(struct kv_local_env *env) {
   kv_local_host->post(&store->closed_task);
 }
 
+void kv_local_env_use(struct kv_local_env *env) {
+  pthread_mutex_lock(&registry);
+  if (env->users++ == 0) kv_local_follow_start(env);
+  pthread_mutex_unlock(&registry);
+}
+
+/* One reference less; true: it was the last one. With the registry held. */
+static bool unref(struct kv_local_env *env, struct kv_local_store *store) {
+  if (--env->references) return false;
+  env->state = LOCAL_CLOSING;
+  env->closer = store;
+  return true;
+}
+
+void kv_local_env_drop(struct kv_local_env *env) {
+  pthread_mutex_lock(&registry);
+  bool last = unref(env, NULL);
+  pthread_mutex_unlock(&registry);
+  if (!last) return;
+  kv_local_follow_settle(env);
+  if (!kv_local_write_stop(env)) kv_local_env_end(env);
+}
+
 bool kv_local_env_release(struct kv_local_env *env, struct kv_local_store *store) {
   pthread_mutex_lock(&registry);
-  bool last = --env->references == 0;
-  if (last) {
-    env->state = LOCAL_CLOSING;
-    env->closer = store;
-  }
+  /* While we have our reference the environment cannot end, so nobody else can be closing it. */
+  if (--env->users == 0) kv_local_follow_stop(env);
+  bool last = unref(env, store);
   pthread_mutex_unlock(&registry);
   if (!last) return true;
-  kv_local_follow_stop(env);
   if (!kv_local_write_stop(env) && !kv_local_thread(end_helper, env)) kv_local_env_end(env);
   return false;
 }

@@ -132,12 +132,9 @@ struct kv_local_reader {
 struct kv_local_feed {
   struct kv_feed *feed;
   struct kv_local_follower *follower;
-  struct kv_local_feed *next, **link;                   /* in its bucket */
+  struct kv_local_feed *next, **link;                   /* in its bucket; link NULL: not in one yet */
   struct kv_local_feed *touched_next, **touched_link;   /* to be told that a batch is complete */
   uint64_t hash;
-  uint64_t revision;  /* the next change to deliver */
-  uint32_t sequence;
-  bool fresh;
 };
 
 struct kv_local_suspect { /* an owner whose file was closed, but whose lock was still there */
@@ -145,26 +142,33 @@ struct kv_local_suspect { /* an owner whose file was closed, but whose lock was 
   unsigned tries;
 };
 
+#define LOCAL_SUSPECTS 16
+#define LOCAL_WAIT_BUCKETS 64
+
 struct kv_local_follower { /* reactor only, but for what is marked */
   struct kv_local_env *env;
   struct kv_local_feed **buckets;
   size_t bucket_count, feed_count;
-  struct kv_local_feed *touched, *next_feed; /* next_feed: where a dispatch goes on, kept right by removals */
-  uint64_t revision;                         /* the next change to look at */
+  struct kv_local_feed *touched;
+  struct kv_local_feed *next_feed, *current; /* where a dispatch goes on, who is being fed: kept right by removals */
+  struct kv_op *waits[LOCAL_WAIT_BUCKETS];   /* by the order of the place ahead */
+  size_t wait_count;
+  uint64_t revision;                         /* the next change to look at; 0: not known */
   uint32_t sequence;
+  uint64_t told_revision;                    /* every watch was told of this one */
   int inotify;                               /* -1: none yet */
   int notify_watch, owners_watch;
   struct kv_io io;
-  bool listening, polling;
+  bool listening, polling, behind;           /* behind: a slice was done, more is there */
+  unsigned polls;
   struct kv_timer due_timer, suspect_timer, poll_timer;
-  struct kv_local_suspect suspects[16];
+  struct kv_local_suspect suspects[LOCAL_SUSPECTS];
   size_t suspect_count;
-  struct kv_task task;                       /* [any thread] guarded by env->lock, with posted */
-  bool posted;
+  struct kv_task task;                       /* [any thread] guarded by env->lock, with posted and active */
+  bool posted, active;                       /* active: a store uses it, so there is a reactor */
   atomic_int_fast64_t armed;                 /* [any thread] when the due timer fires, store time */
 };
 
-#define LOCAL_WAIT_BUCKETS 64
 #define LOCAL_OWNER_JOBS 32
 
 struct kv_local_item;
@@ -174,7 +178,7 @@ struct kv_local_env {
   struct kv_local_env *next;
   dev_t device;
   ino_t inode;
-  unsigned references;
+  unsigned references, users; /* users: references whose stores are open on the reactor */
   enum { LOCAL_OPENING, LOCAL_OPEN, LOCAL_CLOSING } state;
   struct kv_local_store *closer; /* who waits for the end, or NULL */
   int owner_fd, process_fd;      /* -1: none */
@@ -202,10 +206,7 @@ struct kv_local_env {
   bool due, sweep;                      /* work beside the queue */
   uint64_t owner_jobs[LOCAL_OWNER_JOBS]; /* perhaps dead: look after what was theirs */
   size_t owner_job_count;
-  atomic_bool listening, polled;        /* the follower wants to know of commits; by posts, not by inotify */
-  struct kv_op *waits[LOCAL_WAIT_BUCKETS];
-  size_t wait_count;
-  bool new_waits;
+  atomic_bool polled;                    /* the follower is to be told of our own commits: there is no inotify */
 
   /* writer thread only */
   struct kv_local_item *items;
@@ -218,6 +219,10 @@ struct kv_local_env {
 
 /* Open the folder of config, or share it when this process has it open. May block on files. NULL with *error. */
 struct kv_local_env *kv_local_env_open(const struct kv_config *config, kv_error *error);
+/* A store takes it into use; kv_local_env_release() follows on the reactor. */
+void kv_local_env_use(struct kv_local_env *env);
+/* Give it back unused, because nobody waits for it any longer [any thread but the reactor]. */
+void kv_local_env_drop(struct kv_local_env *env);
 /* Give it back (reactor). True: that was not the last reference, all is done. False: `store` is told by kv_local_store_closed() on
  * the reactor when the environment is closed. */
 bool kv_local_env_release(struct kv_local_env *env, struct kv_local_store *store);
@@ -366,16 +371,23 @@ int kv_local_guard(struct kv_local_batch *batch, const struct kv_place *place, b
 /* ------------------------------------------------------------------ follow.c */
 
 void kv_local_follow_init(struct kv_local_env *env);
+/* Feed a watch from the history [reactor]. */
 void kv_local_follow_open(struct kv_local_env *env, struct kv_feed *feed);
 void kv_local_follow_close(struct kv_feed *feed);
-/* Wait for a place to go [any thread]. */
+/* Wait for a place to go [reactor]. */
 void kv_local_follow_wait(struct kv_local_env *env, struct kv_op *op);
-bool kv_local_follow_cancel(struct kv_local_env *env, struct kv_op *op);
-/* Look at what is new, soon [any thread]. */
-void kv_local_follow_post(struct kv_local_env *env);
+void kv_local_follow_cancel(struct kv_local_env *env, struct kv_op *op);
+/* A store closes: finish what it waits for [reactor]. */
+void kv_local_follow_leave(struct kv_local_env *env, struct kv_local_store *store);
 /* Something was committed; `due`: when the next thing expires [writer thread]. */
 void kv_local_follow_committed(struct kv_local_env *env, int64_t due);
+/* The first store comes [any thread], the last one leaves [reactor]: between them there may be posts, timers and descriptors. */
+void kv_local_follow_start(struct kv_local_env *env);
 void kv_local_follow_stop(struct kv_local_env *env);
+/* Wait until what was posted has run [any thread but the reactor]. */
+void kv_local_follow_settle(struct kv_local_env *env);
+/* Close its descriptor, which may take a moment [any thread but the reactor]. */
+void kv_local_follow_shut(struct kv_local_env *env);
 void kv_local_follow_free(struct kv_local_env *env);
 
 /* ------------------------------------------------------------------ local.c */
@@ -383,20 +395,17 @@ void kv_local_follow_free(struct kv_local_env *env);
 struct kv_local_store {
   struct kv_backend *backend;
   const struct kv_config *config;
-  unsigned fork_count;
   _Atomic(struct kv_local_env *) env; /* NULL until it was opened */
   pthread_mutex_t lock;               /* guards the rest up to "reactor only" */
-  pthread_cond_t opened;
-  bool opening, closing, destroyed;
+  bool opening, closing, told, destroyed;
   struct kv_op *first, *last;         /* wait for the environment */
-  struct kv_feed *feeds;              /* as well */
-  size_t busy;                        /* ops in the environment's hands: they keep this memory valid */
+  size_t busy;                        /* ops in our hands. They, opening and task_posted keep this memory valid */
   bool task_posted;
+  kv_error open_error;                /* why the last try failed */
   struct kv_task task;                /* attend(), on the reactor */
   struct kv_task closed_task;
-  kv_error open_error;                /* why the last try failed */
   /* reactor only */
-  bool told, closed, released;
+  bool released, closed;              /* the environment was given back; it is gone, or others have it */
   struct kv_timer close_timer;
 };
 
