@@ -98,6 +98,9 @@ FUZZERS := $(patsubst spec/fuzz/%.c,$(BUILD)/fuzz/%,$(wildcard spec/fuzz/*.c))
 JOBS := $(if $(findstring j,$(filter-out --%,$(MAKEFLAGS))),,-j$(shell nproc 2>/dev/null || echo 1))
 MAKE_ALL = $(MAKE) --no-print-directory $(JOBS)
 
+# No built-in rules: they would try to make the included .d files out of objects.
+MAKEFLAGS += --no-builtin-rules
+.SUFFIXES:
 .DELETE_ON_ERROR:
 .SECONDARY:
 .PHONY: all all-luas demo test check bench install uninstall clean c-units support host fuzz fuzzers notes FORCE
@@ -267,5 +270,7 @@ $(BUILD)/fuzz/%: $(OBJ)/spec/fuzz/%.o $(STATIC)
 
 clean:
 	rm -rf build
+
+$(OBJ)/%.d: ;
 
 -include $(shell find $(OBJ) -name '*.d' 2>/dev/null)

@@ -163,7 +163,7 @@ local function check_holders(holders, dead, killed_at)
     "each got the lock once, one after the other")
   expect(#holders == 3 and dead.token < holders[2].token and holders[2].token < holders[3].token,
     "each token is larger than the one before")
-  say("36", "time", "from the kill to the next holder: %d ms", (holders[2].at - killed_at) * 1000)
+  say("36", "time", "from the kill to the next holder: %.1f ms", (holders[2].at - killed_at) * 1000)
 end
 
 local function one_lock_three_processes(store, url)
