@@ -7,9 +7,13 @@
 --
 -- Each case gets a `t` with t.store (a prefix of its own, removed afterwards), t.kv, and the helpers below. Names after the case name
 -- are capabilities: a store that says that it lacks one skips the case, and that is printed.
+local busted = require("busted")
 local native = require("spec.native")
 local util = require("spec.support.util")
 local kv = require("kv")
+
+-- busted gives these to the files of specs only.
+local assert, it, pending = busted.assert, busted.it, busted.pending
 
 local suite = {}
 
