@@ -104,6 +104,13 @@ bool kv_on_reactor(void);
 /* Keep the reactor running: started by the first reference (KV_FAILED when no thread can be had), ended by the last. */
 kv_code kv_reactor_retain(kv_error *error);
 void kv_reactor_release(void);
+/* Loans (reactor.c): run the reactor in the caller's thread while waiting(argument) is true and it comes soon. 1: waiting() is
+ * false now; 0: do without (not lent, or it takes long); -1: a signal came. Any thread but the reactor's. */
+int kv_reactor_run_while(bool (*waiting)(void *argument), void *argument, int64_t deadline);
+void kv_reactor_answered(const void *whom); /* `argument` of somebody got what he waits for [any thread] */
+void kv_reactor_waited(void);  /* this thread has just got an answer that it waited for */
+void kv_reactor_nudge(void);   /* make whoever runs the reactor look at what he waits for [any thread] */
+void kv_reactor_bind(int by);  /* backends (more, fewer) for which it must not be lent */
 
 /* ------------------------------------------------------------------ dial.c, resolve.c */
 

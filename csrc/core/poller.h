@@ -17,7 +17,8 @@ void kv_poller_close(int poller);
 /* Watch `fd` for `events` (KV_IO_*; 0: errors only), or change what it is watched for. False: errno says why. */
 bool kv_poller_set(int poller, int fd, unsigned events, void *data, bool is_new);
 void kv_poller_remove(int poller, int fd);
-/* Wait until `until` (kv_clock(), KV_NEVER: for ever). Returns the number of events, 0 when time is up or interrupted. */
+/* Wait until `until` (kv_clock(), KV_NEVER: for ever). Returns the number of events, 0 when time is up, -1
+ * when interrupted by a signal. */
 int kv_poller_wait(int poller, struct kv_poller_event *events, int max, int64_t until);
 
 #endif

@@ -39,7 +39,7 @@ static int milliseconds_until(int64_t until) {
 int kv_poller_wait(int poller, struct kv_poller_event *events, int max, int64_t until) {
   struct epoll_event ready[MAX_EVENTS];
   int count = epoll_wait(poller, ready, max < MAX_EVENTS ? max : MAX_EVENTS, milliseconds_until(until));
-  if (count < 0) return 0;
+  if (count < 0) return errno == EINTR ? -1 : 0;
   for (int i = 0; i < count; i++) {
     uint32_t seen = ready[i].events;
     unsigned out = 0;

@@ -83,17 +83,25 @@ static void wake(kv_queue *queue) {
   while (written < 0 && errno == EINTR);
 }
 
+/* Under the lock, so that `signalled` tells the truth. */
+static void signal_owner(kv_queue *queue) {
+  if (!queue->signalled) wake(queue);
+  queue->signalled = true;
+}
+
 /* Push a chain of replies, all for `queue`. Consumes the references that they carry. */
 static void push(kv_queue *queue, kv_reply *first, kv_reply **end, unsigned count) {
   pthread_mutex_lock(&queue->lock);
-  bool dead = queue->dead, must_wake = false;
+  bool dead = queue->dead;
   if (!dead) {
     *queue->end = first;
     queue->end = end;
-    must_wake = !queue->signalled;
-    queue->signalled = true;
-    /* Under the lock: the consumer may free the queue right after. */
-    if (must_wake) wake(queue);
+    queue->pending = true;
+    kv_reactor_answered(queue);
+    if (!queue->attended)
+      signal_owner(queue);
+    else if (!kv_on_reactor())
+      kv_reactor_nudge();
   }
   pthread_mutex_unlock(&queue->lock);
   while (dead && first) {
@@ -191,6 +199,7 @@ static bool inherited(const kv_queue *queue) {
 /* The list is empty: make the descriptor unreadable. */
 static void unsignal(kv_queue *queue) {
   uint64_t count;
+  queue->pending = false;
   if (!queue->signalled) return;
   ssize_t got = read(queue->fd, &count, sizeof count);
   (void)got;
@@ -219,24 +228,62 @@ kv_reply *kv_queue_next(kv_queue *queue) {
 
 bool kv_queue_pending(const kv_queue *queue) {
   if (inherited(queue)) return false;
-  return queue->taken || atomic_load_explicit(&queue->signalled, memory_order_relaxed);
+  return queue->taken || atomic_load_explicit(&queue->pending, memory_order_relaxed);
+}
+
+static bool is_empty(void *queue) {
+  return !atomic_load_explicit(&((kv_queue *)queue)->pending, memory_order_relaxed);
+}
+
+/* False: there is something to take already. */
+static bool attend(kv_queue *queue) {
+  pthread_mutex_lock(&queue->lock);
+  bool nothing = !queue->first && !queue->signalled;
+  queue->attended = nothing;
+  pthread_mutex_unlock(&queue->lock);
+  return nothing;
+}
+
+/* True: there is something to take. */
+static bool attend_no_more(kv_queue *queue) {
+  pthread_mutex_lock(&queue->lock);
+  queue->attended = false;
+  bool something = queue->first != NULL;
+  /* The first reply is taken at once by who waited for it; the descriptor tells of any others. */
+  if (something && queue->first->next) signal_owner(queue);
+  pthread_mutex_unlock(&queue->lock);
+  return something;
+}
+
+/* Run the reactor ourselves if it is lent: answers then come without a switch of threads. 1: there is something to take, 0: wait in
+ * the common way, -1: a signal came. */
+static int wait_as_reactor(kv_queue *queue, int64_t deadline) {
+  if (!attend(queue)) return 0;
+  int result = kv_reactor_run_while(is_empty, queue, deadline);
+  return attend_no_more(queue) ? 1 : result < 0 ? -1 : 0;
+}
+
+static int wait_for_descriptor(const kv_queue *queue, int64_t deadline) {
+  int milliseconds = -1;
+  if (deadline != KV_NEVER) {
+    int64_t left = (deadline - kv_clock() + 999999) / 1000000;
+    milliseconds = left < 0 ? 0 : left > 3600000 ? 3600000 : (int)left;
+  }
+  struct pollfd poll_fd = {.fd = queue->fd, .events = POLLIN};
+  return poll(&poll_fd, 1, milliseconds) < 0 && errno == EINTR ? -1 : 0;
 }
 
 int kv_queue_wait(kv_queue *queue, double seconds) {
   if (inherited(queue)) return 0;
   int64_t deadline = seconds < 0 ? KV_NEVER : kv_deadline(kv_clock(), seconds);
-  for (;;) {
-    if (queue->taken || refill(queue)) return 1;
-    int milliseconds = -1;
-    if (deadline != KV_NEVER) {
-      int64_t left = deadline - kv_clock();
-      if (left <= 0) return 0;
-      left = (left + 999999) / 1000000;
-      milliseconds = left > 3600000 ? 3600000 : (int)left;
-    }
-    struct pollfd poll_fd = {.fd = queue->fd, .events = POLLIN};
-    if (poll(&poll_fd, 1, milliseconds) < 0 && errno == EINTR) return -1;
+  while (!queue->taken && !refill(queue)) {
+    if (deadline != KV_NEVER && kv_clock() >= deadline) return 0;
+    int result = wait_as_reactor(queue, deadline);
+    if (result == 0) result = wait_for_descriptor(queue, deadline);
+    if (result < 0) return -1;
   }
+  kv_reactor_waited();
+  return 1;
 }
 
 void kv_queue_free(kv_queue *queue) {

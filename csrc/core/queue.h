@@ -26,7 +26,9 @@ struct kv_reply {
 struct kv_queue {
   pthread_mutex_t lock;
   kv_reply *first, **end;    /* pushed */
-  atomic_bool signalled;     /* the eventfd is readable; written under the lock */
+  atomic_bool pending;       /* something was pushed that nobody looked at; written under the lock */
+  bool signalled;            /* the eventfd is readable */
+  bool attended;             /* its owner runs the reactor and needs no eventfd */
   bool dead;                 /* given up by its owner: replies are dropped */
   struct kv_core_op *ops;    /* in flight for this queue */
   kv_reply *taken;           /* the consumer's own: taken out of the list in one go */

@@ -7,6 +7,13 @@
  * The thread starts with the first reference and ends with the last. The last release may come from the thread itself, so
  * nobody joins it: it is detached and frees its own struct. A child after fork() starts with no reactor: what it inherited
  * belongs to a thread that does not exist there, and is left alone.
+ *
+ * Loans. A caller who does nothing but wait for one answer after the other would pay two thread switches for each. So the
+ * thread lends the reactor to him: he runs the turns himself, inside of kv_queue_wait(), and nobody else does meanwhile. Who
+ * has it says `owner`; it changes under the lock, so all that the reactor owns is seen by whoever comes next. After an
+ * answer the reactor lies IDLE for the next question, which usually comes within microseconds; the thread looks
+ * every LOAN_CHECK whether it still does, and takes the reactor back when not. A wait that gets long gives it back by itself, so
+ * an idle process has no wake-ups of this.
  */
 #include "queue.h"
 #include "poller.h"
@@ -17,9 +24,16 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <time.h>
 #include <unistd.h>
 
 #define TURN_EVENTS 64
+#define LOAN_CHECK (2 * KV_SECOND / 1000)
+#define LOAN_PATIENCE (5 * KV_SECOND / 1000) /* a borrower waits no longer than this in one go */
+#define LOAN_HOT (KV_SECOND / 1000)          /* who waits again within this time may borrow */
+#define LOAN_RELUCTANCE 32                   /* waits in the common way after a loan that brought no answer */
+
+enum owner { OWNER_THREAD, OWNER_BORROWER, OWNER_IDLE };
 
 struct reactor {
   int poller;
@@ -28,13 +42,22 @@ struct reactor {
   struct kv_task *deferred, **deferred_end;
   int64_t now;
   /* A removed kv_io may still stand in the events of this turn: they are compared with `removed` by generation. */
-  struct kv_poller_event *events;
+  struct kv_poller_event events[TURN_EVENTS];
   int event_count;
 
   pthread_mutex_t lock; /* guards the rest */
   struct kv_task *posted, **posted_end;
   bool sleeping; /* a post must write the eventfd */
   bool stop;
+  enum owner owner;
+  bool nudged;          /* the borrower is not to sleep: look at what he waits for */
+  bool recall;          /* the thread is to take the reactor back now */
+  unsigned loans;       /* counts them */
+  const void *borrower; /* the thread that borrowed last, or would like to */
+  pthread_cond_t returned;
+
+  _Atomic(const void *) wanted_by; /* who waits for an answer, and would like to borrow after it */
+  bool lend;                       /* owner only: it was answered in this turn */
 };
 
 /* Guards `current`, `references`; replaced in a forked child, where the parent's may be locked for ever. */
@@ -43,7 +66,11 @@ static struct reactor *current;
 static unsigned references;
 static unsigned guard_fork_count;
 
-static _Thread_local struct reactor *self;
+/* Backends at work whose drivers want the reactor's own thread. */
+static atomic_uint bound_backends;
+
+static _Thread_local struct reactor *self; /* the one that this thread runs */
+static _Thread_local int64_t waited_at;    /* when this thread last had an answer; its address tells threads apart */
 
 bool kv_on_reactor(void) {
   return self != NULL;
@@ -126,11 +153,19 @@ static void wake(struct reactor *reactor) {
   while (written < 0 && errno == EINTR);
 }
 
+/* With the lock held. */
+static void recall(struct reactor *reactor) {
+  reactor->recall = true;
+  pthread_cond_signal(&reactor->returned);
+}
+
 static void post_to(struct reactor *reactor, struct kv_task *task) {
   pthread_mutex_lock(&reactor->lock);
   append(&reactor->posted, &reactor->posted_end, task);
   bool asleep = reactor->sleeping;
   reactor->sleeping = false;
+  /* The borrower will look himself when he waits for what he just asked. */
+  if (reactor->owner == OWNER_IDLE && reactor->borrower != &waited_at) recall(reactor);
   pthread_mutex_unlock(&reactor->lock);
   if (asleep) wake(reactor);
 }
@@ -192,10 +227,11 @@ static void run_events(struct reactor *reactor) {
 static int64_t sleep_until(struct reactor *reactor, bool *stop) {
   int64_t until = reactor->deferred ? 0 : kv_timer_heap_next(&reactor->timers);
   pthread_mutex_lock(&reactor->lock);
-  if (reactor->posted)
+  if (reactor->posted || reactor->nudged)
     until = 0;
   else
     reactor->sleeping = true;
+  reactor->nudged = false;
   *stop = reactor->stop && !reactor->posted;
   pthread_mutex_unlock(&reactor->lock);
   return until;
@@ -205,31 +241,67 @@ static void reactor_free(struct reactor *reactor) {
   if (reactor->wake.fd >= 0) close(reactor->wake.fd);
   if (reactor->poller >= 0) kv_poller_close(reactor->poller);
   kv_timer_heap_free(&reactor->timers);
+  pthread_cond_destroy(&reactor->returned);
   pthread_mutex_destroy(&reactor->lock);
   free(reactor);
 }
 
+enum turn_end { TURN_DONE, TURN_INTERRUPTED, TURN_STOP };
+
+/* One turn, which sleeps until `limit` at the latest. */
+static enum turn_end turn(struct reactor *reactor, int64_t limit) {
+  bool stop;
+  int64_t until = sleep_until(reactor, &stop);
+  if (stop) return TURN_STOP;
+  int count = kv_poller_wait(reactor->poller, reactor->events, TURN_EVENTS, until < limit ? until : limit);
+  reactor->event_count = count < 0 ? 0 : count;
+  pthread_mutex_lock(&reactor->lock);
+  reactor->sleeping = false;
+  pthread_mutex_unlock(&reactor->lock);
+  reactor->now = kv_clock();
+  kv_replies_hold();
+  run_events(reactor);
+  run_posted(reactor);
+  run_timers(reactor);
+  run_deferred(reactor);
+  kv_replies_release();
+  return count < 0 ? TURN_INTERRUPTED : TURN_DONE;
+}
+
+static void wait_for_return(struct reactor *reactor) {
+  struct timespec until;
+  clock_gettime(CLOCK_MONOTONIC, &until);
+  until.tv_nsec += LOAN_CHECK;
+  if (until.tv_nsec >= KV_SECOND) {
+    until.tv_nsec -= KV_SECOND;
+    until.tv_sec++;
+  }
+  pthread_cond_timedwait(&reactor->returned, &reactor->lock, &until);
+}
+
+/* The thread's side of a loan: out of the way until nobody borrows any more. */
+static void lend(struct reactor *reactor) {
+  unsigned seen;
+  reactor->lend = false;
+  atomic_store(&reactor->wanted_by, NULL);
+  self = NULL;
+  pthread_mutex_lock(&reactor->lock);
+  reactor->owner = OWNER_IDLE;
+  reactor->recall = false;
+  do {
+    seen = reactor->loans;
+    if (!reactor->stop) wait_for_return(reactor);
+  } while (reactor->owner == OWNER_BORROWER || (reactor->loans != seen && !reactor->recall && !reactor->stop));
+  reactor->owner = OWNER_THREAD;
+  pthread_mutex_unlock(&reactor->lock);
+  self = reactor;
+}
+
 static void *reactor_main(void *argument) {
   struct reactor *reactor = argument;
-  struct kv_poller_event events[TURN_EVENTS];
   self = reactor;
-  reactor->events = events;
-  for (;;) {
-    bool stop;
-    int64_t until = sleep_until(reactor, &stop);
-    if (stop) break;
-    reactor->event_count = kv_poller_wait(reactor->poller, events, TURN_EVENTS, until);
-    pthread_mutex_lock(&reactor->lock);
-    reactor->sleeping = false;
-    pthread_mutex_unlock(&reactor->lock);
-    reactor->now = kv_clock();
-    kv_replies_hold();
-    run_events(reactor);
-    run_posted(reactor);
-    run_timers(reactor);
-    run_deferred(reactor);
-    kv_replies_release();
-  }
+  while (turn(reactor, KV_NEVER) != TURN_STOP)
+    if (reactor->lend) lend(reactor);
   self = NULL;
   reactor_free(reactor);
   return NULL;
@@ -239,6 +311,11 @@ static struct reactor *reactor_new(void) {
   struct reactor *reactor = calloc(1, sizeof *reactor);
   if (!reactor) return NULL;
   pthread_mutex_init(&reactor->lock, NULL);
+  pthread_condattr_t attributes;
+  pthread_condattr_init(&attributes);
+  pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+  pthread_cond_init(&reactor->returned, &attributes);
+  pthread_condattr_destroy(&attributes);
   reactor->poller = kv_poller_open();
   reactor->wake.fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   reactor->wake.ready = drain_wake;
@@ -272,6 +349,7 @@ static void forget_parent(void) {
   guard = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
   current = NULL;
   references = 0;
+  atomic_store(&bound_backends, 0);
 }
 
 kv_code kv_reactor_retain(kv_error *error) {
@@ -307,7 +385,90 @@ void kv_reactor_release(void) {
     last->sleeping = false;
     /* Under the lock: the thread frees the reactor as soon as it sees `stop`. */
     if (asleep) wake(last);
+    pthread_cond_signal(&last->returned);
     pthread_mutex_unlock(&last->lock);
   }
   pthread_mutex_unlock(&guard);
+}
+
+/* ------------------------------------------------------------------ loans, the borrower's side */
+
+void kv_reactor_bind(int by) {
+  atomic_fetch_add(&bound_backends, (unsigned)by);
+}
+
+void kv_reactor_nudge(void) {
+  pthread_mutex_lock(&guard);
+  if (current) {
+    pthread_mutex_lock(&current->lock);
+    bool asleep = current->sleeping;
+    current->sleeping = false;
+    current->nudged = true;
+    if (current->owner == OWNER_IDLE) recall(current);
+    pthread_mutex_unlock(&current->lock);
+    if (asleep) wake(current);
+  }
+  pthread_mutex_unlock(&guard);
+}
+
+void kv_reactor_answered(const void *whom) {
+  if (self && atomic_load_explicit(&self->wanted_by, memory_order_relaxed) == whom) self->lend = true;
+}
+
+/* NULL: it is not to be had now, but perhaps after the next answer. */
+static struct reactor *borrow(const void *who) {
+  struct reactor *reactor;
+  bool granted = false;
+  forget_parent();
+  pthread_mutex_lock(&guard);
+  reactor = current;
+  if (reactor) {
+    pthread_mutex_lock(&reactor->lock);
+    granted = reactor->owner == OWNER_IDLE && !reactor->stop && !reactor->recall;
+    if (granted) {
+      reactor->owner = OWNER_BORROWER;
+      reactor->borrower = &waited_at;
+      reactor->loans++;
+    } else if (reactor->owner == OWNER_THREAD) {
+      atomic_store(&reactor->wanted_by, who);
+      reactor->borrower = &waited_at;
+    }
+    pthread_mutex_unlock(&reactor->lock);
+  }
+  pthread_mutex_unlock(&guard);
+  return granted ? reactor : NULL;
+}
+
+/* It may be gone right after. */
+static void give_back(struct reactor *reactor, bool for_good) {
+  self = NULL;
+  pthread_mutex_lock(&reactor->lock);
+  reactor->owner = OWNER_IDLE;
+  if (for_good || reactor->stop) recall(reactor);
+  pthread_mutex_unlock(&reactor->lock);
+}
+
+/* Not again soon: the last loan was in vain. */
+static _Thread_local unsigned reluctance;
+
+int kv_reactor_run_while(bool (*waiting)(void *argument), void *argument, int64_t deadline) {
+  int64_t now = kv_clock();
+  if (self || atomic_load(&bound_backends) || now - waited_at > LOAN_HOT) return 0;
+  if (reluctance && reluctance--) return 0;
+  struct reactor *reactor = borrow(argument);
+  if (!reactor) return 0;
+  self = reactor;
+  reactor->lend = false;
+  int64_t limit = now + LOAN_PATIENCE < deadline ? now + LOAN_PATIENCE : deadline;
+  enum turn_end end = TURN_DONE;
+  while (end == TURN_DONE && waiting(argument) && !atomic_load(&bound_backends) && kv_clock() < limit)
+    end = turn(reactor, limit);
+  bool answered = !waiting(argument);
+  if (!answered) reluctance = LOAN_RELUCTANCE;
+  give_back(reactor, !answered || atomic_load(&bound_backends));
+  return end == TURN_INTERRUPTED && !answered ? -1 : answered;
+}
+
+void kv_reactor_waited(void) {
+  waited_at = kv_clock();
 }

@@ -94,6 +94,7 @@ bool kv_close_wait(kv_store *store, double seconds) {
   clock_gettime(CLOCK_MONOTONIC, &until);
   int64_t at = (int64_t)until.tv_sec * KV_SECOND + until.tv_nsec;
   at = kv_deadline(at, seconds < 0 ? 0 : seconds);
+  kv_reactor_nudge(); /* it may lie idle, waiting for this thread to ask more */
   until.tv_sec = (time_t)(at / KV_SECOND);
   until.tv_nsec = (long)(at % KV_SECOND);
   pthread_mutex_lock(&backend->lock);

@@ -59,6 +59,8 @@ enum kv_capability {
   /* not shown to users: */
   KV_CAN_SNAPSHOT = 1 << 16,   /* watches feed whole states, the first one included */
   KV_CAN_ANY_THREAD = 1 << 17, /* start() and cancel() may run on any thread, and finish() be called on any; no retries are made */
+  KV_CAN_MOVE = 1 << 18,       /* "the reactor thread" may be whichever thread runs the reactor at the moment: one at a time, but a user's
+                                * own, with signals not blocked. So: no thread-local state, and no write that may raise SIGPIPE */
 };
 
 struct kv_scheme {
