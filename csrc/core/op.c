@@ -99,7 +99,8 @@ bool kv_op_pair(struct kv_op *pub, kv_slice key, kv_slice value, uint64_t revisi
 
 bool kv_op_pair_found(struct kv_op *pub, kv_slice key, kv_slice value, uint64_t revision, uint64_t created, bool dir) {
   struct kv_core_op *op = (struct kv_core_op *)pub;
-  if (pub->kind != KV_GET && pub->kind != KV_LIST) return kv_op_pair(pub, key, value, revision, created, dir);
+  if (pub->kind != KV_GET && pub->kind != KV_LIST && pub->kind != KV_TXN)
+    return kv_op_pair(pub, key, value, revision, created, dir);
   if (pub->kind == KV_LIST && (key.size <= op->strip || !kv_key_is_canonical(key) || kv_key_is_own(key))) {
     if (!kv_key_is_own(key)) kv_count(op->backend, KV_COUNT_skipped, 1);
     return true;
@@ -286,6 +287,9 @@ static void session_ready(struct kv_session_wait *wait, struct kv_lease_ref *lea
     return;
   }
   op->pub.lease = lease;
+  struct kv_part *parts = (struct kv_part *)(uintptr_t)op->pub.parts; /* in op->room: ours */
+  for (size_t i = 0; i < op->pub.part_count; i++)
+    if (parts[i].keep_alive) parts[i].lease = lease;
   try_now(op);
 }
 
@@ -313,7 +317,7 @@ static void try_now(struct kv_core_op *op) {
   pub->data = NULL;
   pub->number = 0;
   pub->next = pub->previous = NULL;
-  if ((pub->flags & KV_KEEP_ALIVE) && pub->kind == KV_PUT && !pub->lease) {
+  if ((pub->flags & KV_KEEP_ALIVE) && (pub->kind == KV_PUT || pub->kind == KV_TXN) && !pub->lease) {
     op->waiting_for_session = true;
     op->session.ready = session_ready;
     op->session.data = op;
@@ -354,11 +358,15 @@ static bool may_retry(const struct kv_core_op *op, kv_code code) {
   return code == KV_UNKNOWN && !kv_kind_is_write(op->pub.kind);
 }
 
-/* A put whose key the server may keep too long. */
+/* Keys that the server may keep too long. */
 static void schedule_expiry(struct kv_core_op *op) {
   struct kv_op *pub = &op->pub;
-  if (pub->kind != KV_PUT || pub->ttl <= 0 || pub->result.ttl_late <= 0) return;
-  kv_expiry_schedule(op->backend, pub->key, pub->result.revision, kv_deadline(kv_now(), pub->ttl));
+  if (pub->result.ttl_late <= 0) return;
+  if (pub->kind == KV_PUT && pub->ttl > 0)
+    kv_expiry_schedule(op->backend, pub->key, pub->result.revision, kv_deadline(kv_now(), pub->ttl));
+  for (size_t i = 0; i < pub->part_count; i++)
+    if (pub->parts[i].ttl > 0)
+      kv_expiry_schedule(op->backend, pub->parts[i].key, pub->result.revision, kv_deadline(kv_now(), pub->parts[i].ttl));
 }
 
 static void finish_on_reactor(struct kv_core_op *op, kv_code code, const char *cause) {
@@ -371,8 +379,8 @@ static void finish_on_reactor(struct kv_core_op *op, kv_code code, const char *c
   kv_error error;
   if (code == KV_OK) schedule_expiry(op);
   if (code == KV_OK && (code = kv_op_arrange(op, &error)) != KV_OK) cause = "out of memory";
-  /* A read whose answer was lost is no ambiguity. */
-  if (code == KV_UNKNOWN && !kv_kind_is_write(op->pub.kind)) code = KV_UNAVAILABLE;
+  /* A read whose answer was lost is no ambiguity. Recipes know for themselves. */
+  if (code == KV_UNKNOWN && !op->recipe && !kv_kind_is_write(op->pub.kind)) code = KV_UNAVAILABLE;
   conclude(op, code, cause);
 }
 

@@ -434,9 +434,17 @@ static void join(struct kv_lock *lock) {
   start(lock, KV_QUEUE_JOIN, acquire_deadline(lock));
 }
 
+/* Not for long after the lease: the entry is gone with it. */
+static int64_t leave_deadline(const struct kv_lock *lock) {
+  int64_t at = kv_step_deadline(lock->backend);
+  int64_t lease_end = atomic_load_explicit(&lock->lease->deadline, memory_order_relaxed);
+  int64_t end = kv_deadline(lease_end > kv_now() ? lease_end : kv_now(), kv_lease_ttl(lock->lease) / 3);
+  return end < at ? end : at;
+}
+
 static void leave(struct kv_lock *lock) {
   if (lock->lease && lock->entry) {
-    start(lock, KV_QUEUE_LEAVE, kv_step_deadline(lock->backend));
+    start(lock, KV_QUEUE_LEAVE, leave_deadline(lock));
     return;
   }
   struct kv_outcome outcome = {.code = KV_LOST, .message = "it is gone"};

@@ -1,7 +1,8 @@
 /*
  * recipes.c - what belongs to all recipes of one backend, and closing them.
  *
- * Closing: locks leave their queues, each lease is revoked as soon as no lock needs it, all in parallel. When the grace is over, what
+ * Closing: locks leave their queues, each lease is revoked as soon as no lock needs it, all in parallel. When half the grace is gone, the
+ * leases of locks that could not leave are revoked all the same: an entry goes with its lease. When the grace is over, what
  * is still in flight is cancelled; the servers' own expiry does the rest. done() comes when the driver has let go of every step.
  */
 #include "recipes.h"
@@ -11,6 +12,7 @@
 #include <string.h>
 
 static void settle(struct kv_task *task);
+static void grace_half_over(struct kv_timer *timer);
 static void grace_over(struct kv_timer *timer);
 
 struct kv_recipes *kv_recipes_of(struct kv_backend *backend) {
@@ -21,7 +23,7 @@ struct kv_recipes *kv_recipes_of(struct kv_backend *backend) {
   recipes->backend = backend;
   recipes->settle.run = settle;
   recipes->settle.data = recipes;
-  recipes->grace.fire = grace_over;
+  recipes->grace.fire = grace_half_over;
   recipes->grace.data = recipes;
   backend->recipes = recipes;
   return recipes;
@@ -150,6 +152,21 @@ static void settle(struct kv_task *task) {
   if (recipes->over || (!recipes->leases && kv_locks_settled(recipes))) finish_closing(recipes);
 }
 
+static void drop_leases(struct kv_recipes *recipes, bool of_locks) {
+  struct kv_lease *next;
+  for (struct kv_lease *lease = recipes->leases; lease; lease = next) {
+    next = lease->next;
+    if (of_locks || !lease->ref.for_lock) kv_lease_drop(lease);
+  }
+}
+
+static void grace_half_over(struct kv_timer *timer) {
+  struct kv_recipes *recipes = timer->data;
+  timer->fire = grace_over;
+  kv_timer_set(timer, kv_now() + KV_CLOSE_GRACE / 2);
+  drop_leases(recipes, true);
+}
+
 static void grace_over(struct kv_timer *timer) {
   struct kv_recipes *recipes = timer->data;
   recipes->over = true;
@@ -166,16 +183,12 @@ void kv_recipes_close(struct kv_backend *backend, void (*done)(struct kv_backend
   }
   recipes->closing = true;
   recipes->closed = done;
-  kv_timer_set(&recipes->grace, kv_now() + KV_CLOSE_GRACE);
+  kv_timer_set(&recipes->grace, kv_now() + KV_CLOSE_GRACE / 2);
   kv_expiry_close(recipes);
   kv_holders_cancel(recipes);
   kv_locks_close(recipes);
   kv_session_close(recipes);
   /* Those that locks still need to leave their queues go when these have left. */
-  struct kv_lease *next;
-  for (struct kv_lease *lease = recipes->leases; lease; lease = next) {
-    next = lease->next;
-    if (!lease->ref.for_lock) kv_lease_drop(lease);
-  }
+  drop_leases(recipes, false);
   kv_recipes_settle(recipes);
 }

@@ -292,6 +292,21 @@ static inline uint64_t submit(kv_store *store, const kv_request *request) {
   return kv_submit(store, queue, request, tag, NULL, &reply, NULL) == KV_OK && !reply ? tag : 0;
 }
 
+/* Wait for `count` replies to requests, whichever; how many of them have this code? */
+static inline int gather(int count, kv_code code, double seconds) {
+  int good = 0;
+  for (double until = now() + seconds; count > 0 && now() < until;) {
+    kv_reply *reply = next_reply(until - now());
+    if (reply && kv_reply_kind(reply) != KV_WATCH_READY) {
+      count--;
+      good += kv_reply_code(reply) == code;
+      if (kv_reply_code(reply) != code) fprintf(stderr, "%s\n", kv_reply_message(reply));
+    }
+    kv_reply_free(reply);
+  }
+  return good;
+}
+
 static char last_message[KV_MESSAGE_MAX]; /* of the last code_of() */
 
 static inline kv_code code_and_free(kv_reply *reply) {

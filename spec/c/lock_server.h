@@ -113,8 +113,18 @@ __attribute__((unused)) static size_t entries_there(void) {
   return count;
 }
 
+static void remove_lease(size_t index);
+
+/* Time passes for them also while no store is open. */
+static void expire_leases(void) {
+  int64_t now = kv_clock();
+  for (size_t i = server.lease_count; i-- > 0;)
+    if (server.leases[i].expires <= now) remove_lease(i);
+}
+
 __attribute__((unused)) static size_t leases_there(void) {
   pthread_mutex_lock(&server.lock);
+  expire_leases();
   size_t count = server.lease_count;
   pthread_mutex_unlock(&server.lock);
   return count;
@@ -406,9 +416,7 @@ static void apply_late(void) {
 
 static struct kv_op *pass_time(const struct fake_state *state) {
   struct kv_op *ended = NULL, **link = &server.waiting;
-  int64_t now = kv_clock();
-  for (size_t i = server.lease_count; i-- > 0;)
-    if (server.leases[i].expires <= now) remove_lease(i);
+  expire_leases();
   apply_late();
   while (*link) {
     struct kv_op *op = *link;

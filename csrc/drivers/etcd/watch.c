@@ -351,11 +351,14 @@ static void ended(struct etcd *etcd, struct etcd_watcher *watcher, const struct 
     return;
   }
   text_of(reply->reason, reason, sizeof reason);
-  kv_code code = reason_code(etcd, GRPC_OK, reason, etcd->watches.stream.token_number);
-  bool fresh_token = etcd->config->username && code == KV_UNAVAILABLE && etcd->auth == ETCD_AUTH_NEEDED;
+  uint64_t token_number = etcd->watches.stream.token_number;
+  kv_code code = reason_code(etcd, GRPC_OK, reason, token_number);
+  /* A stream keeps the token that it was opened with: where there is (or must be) a newer one, all of it is opened anew. */
+  bool stale = etcd->config->username && token_number != etcd->token_number &&
+               (code == KV_DENIED || etcd_token_refused(etcd, GRPC_OK, reason));
+  if (stale) code = KV_UNAVAILABLE;
   lose(etcd, watcher, code, reason[0] ? reason : "the server ended the watch");
-  /* The stream was opened with the old token: all of it must be opened anew. */
-  if (fresh_token) etcd_stream_cancel(&etcd->watches.stream);
+  if (stale) etcd_stream_cancel(&etcd->watches.stream);
 }
 
 static bool created(struct etcd *etcd, const struct etcd_watch_reply *reply) {
