@@ -563,12 +563,12 @@ static const struct kv_scheme plain_schemes[] = {{"nolocks", false, 1}, {NULL, f
 
 static const struct kv_driver fake_driver = {
     .abi = KV_DRIVER_ABI, .name = "lockfake", .schemes = fake_schemes,
-    .capabilities = KV_CAN_LOCK | KV_CAN_LEASE | KV_CAN_TTL | KV_CAN_TXN, .limits = {.value_max = 60, .lease_min = 0.03},
+    .capabilities = KV_CAN_MOVE | KV_CAN_LOCK | KV_CAN_LEASE | KV_CAN_TTL | KV_CAN_TXN, .limits = {.value_max = 60, .lease_min = 0.03},
     FAKE_SLOTS};
 
 static const struct kv_driver thread_driver = {
     .abi = KV_DRIVER_ABI, .name = "lockthread", .schemes = thread_schemes,
-    .capabilities = KV_CAN_LOCK | KV_CAN_LEASE | KV_CAN_TTL | KV_CAN_TXN | KV_CAN_ANY_THREAD, .limits = {.value_max = 60},
+    .capabilities = KV_CAN_MOVE | KV_CAN_LOCK | KV_CAN_LEASE | KV_CAN_TTL | KV_CAN_TXN | KV_CAN_ANY_THREAD, .limits = {.value_max = 60},
     FAKE_SLOTS};
 
 static const struct kv_driver plain_driver = {

@@ -167,7 +167,7 @@ static const struct kv_scheme schemes[] = {{"fake", false, 1}, {NULL, false, 0}}
 
 static const struct kv_driver fake = {
     .abi = KV_DRIVER_ABI, .name = "fake", .schemes = schemes,
-    .capabilities = KV_CAN_WATCH | KV_CAN_RESUME, .limits = {.value_max = 50},
+    .capabilities = KV_CAN_MOVE | KV_CAN_WATCH | KV_CAN_RESUME, .limits = {.value_max = 50},
     .attach = fake_attach, .create = fake_create, .close = fake_close, .destroy = free,
     .start = fake_start, .cancel = fake_cancel, .watch_open = fake_watch_open, .watch_close = fake_watch_close};
 
