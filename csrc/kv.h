@@ -356,7 +356,8 @@ KV_API bool kv_reply_more(const kv_reply *reply);
 KV_API int kv_reply_failed_check(const kv_reply *reply);
 /* Bytes held by the reply's pairs. */
 KV_API size_t kv_reply_bytes(const kv_reply *reply);
-/* Take the next pair; false when there is none left. Slices are valid while the reply is. */
+/* Take the next pair; false when there is none left. KV_TXN has one for each put, in their order, without its value. Slices are
+ * valid while the reply is. */
 KV_API bool kv_reply_pair(kv_reply *reply, kv_pair *pair);
 KV_API void kv_reply_free(kv_reply *reply);
 
@@ -370,7 +371,9 @@ KV_API kv_code kv_txn_check(kv_txn *txn, kv_slice key, uint64_t revision, kv_err
 KV_API kv_code kv_txn_check_absent(kv_txn *txn, kv_slice key, kv_error *error);
 /* Commit only while this lock is held with its present token. KV_NOT_HELD when it is not held now. */
 KV_API kv_code kv_txn_guard(kv_txn *txn, kv_lock *lock, kv_error *error);
-KV_API kv_code kv_txn_put(kv_txn *txn, kv_slice key, kv_slice value, kv_lease *lease, kv_error *error);
+/* As KV_PUT: of `ttl` (0: none), KV_KEEP_ALIVE in `flags`, and `lease` (or NULL) at most one. */
+KV_API kv_code kv_txn_put(kv_txn *txn, kv_slice key, kv_slice value, double ttl, unsigned flags, kv_lease *lease,
+                          kv_error *error);
 KV_API kv_code kv_txn_delete(kv_txn *txn, kv_slice key, kv_error *error);
 KV_API void kv_txn_free(kv_txn *txn);
 

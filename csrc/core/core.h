@@ -166,7 +166,8 @@ struct kv_store {
 void kv_backend_retain(struct kv_backend *backend);
 void kv_backend_release(struct kv_backend *backend); /* the last one frees it; any thread */
 /* Join the store's prefix and a user's key into `out` (KV_KEY_MAX), checking all rules; KV_CLOSED for a closed or inherited store. */
-kv_code kv_store_key(const kv_store *store, kv_slice key, bool root_allowed, char *out, size_t *size, kv_error *error);
+kv_code kv_store_key(const kv_store *store, const char *what, kv_slice key, bool root_allowed, char *out, size_t *size,
+                     kv_error *error);
 /* The same for a prefix on its own. */
 kv_code kv_key_join(const char *prefix, size_t prefix_size, kv_slice key, bool root_allowed, char *out, size_t *size,
                     kv_error *error);

@@ -60,7 +60,7 @@ kv_store *kv_open(const char *url, const kv_options *options, kv_error *error) {
 kv_store *kv_sub(kv_store *store, kv_slice prefix, kv_error *error) {
   char joined[KV_KEY_MAX];
   size_t size = 0;
-  if (kv_store_key(store, prefix, true, joined, &size, error) != KV_OK) return NULL;
+  if (kv_store_key(store, "sub", prefix, true, joined, &size, error) != KV_OK) return NULL;
   if (!kv_backend_add_view(store->backend)) {
     kv_fail(error, KV_CLOSED, "sub on %s: the store was closed", store->label);
     return NULL;
@@ -191,10 +191,12 @@ kv_code kv_key_join(const char *prefix, size_t prefix_size, kv_slice key, bool r
   return KV_OK;
 }
 
-kv_code kv_store_key(const kv_store *store, kv_slice key, bool root_allowed, char *out, size_t *size,
+kv_code kv_store_key(const kv_store *store, const char *what, kv_slice key, bool root_allowed, char *out, size_t *size,
                      kv_error *error) {
-  if (kv_store_closed(store)) return kv_fail(error, KV_CLOSED, "%s: the store was closed", store->label);
-  return kv_key_join(store->prefix, store->prefix_size, key, root_allowed, out, size, error);
+  kv_error cause;
+  if (kv_store_closed(store)) return kv_fail(error, KV_CLOSED, "%s on %s: the store was closed", what, store->label);
+  kv_code code = kv_key_join(store->prefix, store->prefix_size, key, root_allowed, out, size, &cause);
+  return code == KV_OK ? code : kv_fail(error, code, "%s on %s: %s", what, store->label, cause.message);
 }
 
 kv_code kv_store_ready(kv_store *store, kv_error *error) {
@@ -222,11 +224,13 @@ static bool takes_directory(kv_kind kind) {
 
 static kv_code check_key(const kv_store *store, const kv_request *request, struct draft *draft, kv_error *error) {
   if (!needs_key(request->kind) && !takes_directory(request->kind)) return KV_OK;
-  kv_code code = kv_store_key(store, request->key, takes_directory(request->kind), draft->key, &draft->key_size, error);
+  const char *what = kv_kind_text(request->kind);
+  bool directory = takes_directory(request->kind);
+  kv_code code = kv_store_key(store, what, request->key, directory, draft->key, &draft->key_size, error);
   draft->name_offset = store->prefix_size ? store->prefix_size + 1 : 0;
   if (draft->name_offset > draft->key_size) draft->name_offset = draft->key_size;
   if (code != KV_OK || request->kind != KV_LIST || !request->after.size) return code;
-  return kv_store_key(store, request->after, false, draft->after, &draft->after_size, error);
+  return kv_store_key(store, what, request->after, false, draft->after, &draft->after_size, error);
 }
 
 static kv_code check_capability(const kv_store *store, const kv_request *request, kv_error *error) {
@@ -325,6 +329,8 @@ static kv_code attach(struct kv_core_op *op, const kv_request *request, kv_error
     op->pub.part_count = request->txn->count;
     op->pub.parts = (const struct kv_part *)(const void *)op->room;
     memcpy(op->room, request->txn->parts, request->txn->count * sizeof(struct kv_part));
+    for (size_t i = 0; i < op->pub.part_count; i++)
+      if (op->pub.parts[i].keep_alive) op->pub.flags |= KV_KEEP_ALIVE;
   }
   return KV_OK;
 }

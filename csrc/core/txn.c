@@ -4,6 +4,7 @@
  */
 #include "txn.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -88,7 +89,9 @@ static kv_code fill(kv_txn *txn, struct kv_part *part, kv_slice key, kv_slice va
   size_t size = 0;
   if (txn->fork_count != kv_fork_count()) return kv_fail(error, KV_CLOSED, "transaction: opened by the parent process");
   kv_code code = room_for_one(txn, error);
-  if (code == KV_OK) code = kv_key_join(txn->prefix, txn->prefix_size, key, false, canonical, &size, error);
+  kv_error cause;
+  if (code == KV_OK && (code = kv_key_join(txn->prefix, txn->prefix_size, key, false, canonical, &size, &cause)) != KV_OK)
+    return kv_fail(error, code, "transaction: %s", cause.message);
   kv_slice full = {canonical, size};
   if (code == KV_OK) code = refuse_twice(txn, is_check(part->type), full, error);
   if (code != KV_OK) return code;
@@ -123,8 +126,23 @@ kv_code kv_txn_delete(kv_txn *txn, kv_slice key, kv_error *error) {
   return add(txn, (struct kv_part){.type = KV_PART_DELETE}, key, KV_TEXT(""), error);
 }
 
-kv_code kv_txn_put(kv_txn *txn, kv_slice key, kv_slice value, kv_lease *lease, kv_error *error) {
-  struct kv_part part = {.type = KV_PART_PUT};
+static kv_code check_life(const kv_txn *txn, double ttl, bool keep_alive, bool lease, kv_error *error) {
+  uint32_t can = txn->backend->driver->capabilities;
+  if (!(ttl >= 0) || isinf(ttl)) return kv_fail(error, KV_INVALID, "transaction: ttl is no number of seconds");
+  if ((ttl > 0) + keep_alive + lease > 1)
+    return kv_fail(error, KV_INVALID, "transaction: only one of ttl, lease and keep_alive");
+  if (ttl > 0 && !(can & KV_CAN_TTL))
+    return kv_fail(error, KV_UNSUPPORTED, "transaction on %s: this backend has no time to live", txn->backend->label);
+  if ((keep_alive || lease) && !(can & KV_CAN_LEASE))
+    return kv_fail(error, KV_UNSUPPORTED, "transaction on %s: this backend has no leases", txn->backend->label);
+  return KV_OK;
+}
+
+kv_code kv_txn_put(kv_txn *txn, kv_slice key, kv_slice value, double ttl, unsigned flags, kv_lease *lease,
+                   kv_error *error) {
+  struct kv_part part = {.type = KV_PART_PUT, .ttl = ttl, .keep_alive = (flags & KV_KEEP_ALIVE) != 0};
+  kv_code life = check_life(txn, ttl, part.keep_alive, lease != NULL, error);
+  if (life != KV_OK) return life;
   if (lease && !(part.lease = kv_lease_reference(lease)))
     return kv_fail(error, KV_NOT_HELD, "transaction: the lease is not alive");
   kv_code code = add(txn, part, key, value, error);

@@ -14,6 +14,7 @@
  */
 #include "options.h"
 
+#include <arpa/inet.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -92,6 +93,16 @@ static bool is_host_byte(char byte, bool bracketed) {
   return byte == '.' || byte == '-' || byte == '_' || (bracketed && (byte == ':' || byte == '%'));
 }
 
+/* With a zone or without. */
+static bool is_ipv6(const char *host) {
+  unsigned char address[16];
+  char plain[HOST_MAX + 1];
+  size_t size = strcspn(host, "%");
+  memcpy(plain, host, size);
+  plain[size] = '\0';
+  return inet_pton(AF_INET6, plain, address) == 1;
+}
+
 /* Only the character is shown, not the host: what stands here may be the rest of a password with an '@' in it. */
 static kv_code check_host(const char *host, bool bracketed, kv_error *error) {
   size_t size = strlen(host);
@@ -104,6 +115,7 @@ static kv_code check_host(const char *host, bool bracketed, kv_error *error) {
     return kv_fail(error, KV_INVALID, "invalid URL: \"%s\" cannot stand in a host name%s", shown,
                    host[i] == ':' ? " (IPv6 addresses stand in brackets)" : "");
   }
+  if (bracketed && !is_ipv6(host)) return bad(error, "what stands in brackets is no IPv6 address");
   return KV_OK;
 }
 

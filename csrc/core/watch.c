@@ -423,6 +423,7 @@ static void list_page(struct kv_watch *watch) {
                            .data = watch};
   bool needs_values = watch->previous || (!watch->feed.keys_only && !(watch->resume && !watch->was_synced));
   if (!needs_values) step->flags |= KV_KEYS_ONLY;
+  if (watch->feed.backend->config.portable) step->flags |= KV_PORTABLE;
   watch_retain(watch);
   kv_step_start(watch->feed.backend, step);
 }
@@ -590,7 +591,7 @@ void kv_watches_close_view(struct kv_backend *backend, uint64_t view) {
 
 static kv_code check(kv_store *store, const kv_watch_options *options, char *key, size_t *size, kv_error *error) {
   uint32_t can = store->backend->driver->capabilities;
-  kv_code code = kv_store_key(store, options->key, options->tree, key, size, error);
+  kv_code code = kv_store_key(store, options->tree ? "watch_tree" : "watch", options->key, options->tree, key, size, error);
   if (code == KV_OK && !(can & KV_CAN_WATCH))
     code = kv_fail(error, KV_UNSUPPORTED, "watch on %s: this backend has no watches", store->label);
   if (code == KV_OK && options->resume && !(can & KV_CAN_RESUME))

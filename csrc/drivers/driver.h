@@ -151,7 +151,9 @@ struct kv_part {
   kv_slice key;
   kv_slice value;
   uint64_t revision;             /* CHECK */
+  double ttl;                    /* PUT: seconds, 0: none. Never together with lease */
   struct kv_lease_ref *lease;    /* PUT, or NULL */
+  bool keep_alive;               /* the core's: lease becomes the store's own before start() */
   const struct kv_place *place;  /* GUARD: holds iff our entry stands with place->token */
 };
 
@@ -166,8 +168,8 @@ struct kv_result {
   bool answered_ahead;  /* JOIN */
   int failed_check;     /* TXN, KV_MODIFIED: index of the failing check, or -1 */
   double retry_after;   /* CLAIM, seconds */
-  double ttl_late;      /* PUT with ttl: the server may keep the key so many seconds too long: the core deletes it on time. 0: exact */
-  struct kv_page *page; /* filled through host->pair() */
+  double ttl_late;      /* PUT with ttl, TXN with one that has: the server may keep the key so many seconds too long: the core deletes it on time. 0: exact */
+  struct kv_page *page; /* filled through host->pair(). TXN: a pair for each PUT, in their order, without its value */
 };
 
 struct kv_op {
@@ -206,6 +208,7 @@ struct kv_feed {
   uint64_t from;      /* deliver changes with revision >= from (unused with KV_CAN_SNAPSHOT) */
   void *data;         /* the driver's; NULL at watch_open() */
   uint64_t number;    /* the driver's */
+  uint64_t history;   /* the driver's, kept from one opening to the next (0 at first): whose revisions `from` is one of */
   struct kv_feed *next, *previous; /* the driver's */
 };
 

@@ -6,7 +6,7 @@
  *   put            revision, created
  *   delete         boolean: it was there
  *   list           page (taken apart by page_append()), revision, more
- *   transaction    revision
+ *   transaction    revision, and for each put, in their order, when its key's life began
  *   lock acquire   token
  *   wait_lost      reason
  *   queue head     value, token; nil when nobody holds it
@@ -41,6 +41,15 @@ static int push_pair(lua_State *L, kv_reply *reply, bool with_created) {
   return 3;
 }
 
+static int push_written(lua_State *L, kv_reply *reply) {
+  kv_pair pair;
+  int count = 1;
+  luaL_checkstack(L, KV_TXN_MAX + 1, "transaction");
+  kvl_push_integer(L, kv_reply_revision(reply));
+  for (; count <= KV_TXN_MAX && kv_reply_pair(reply, &pair); count++) kvl_push_integer(L, pair.created);
+  return count;
+}
+
 /* The reply moves from state->current into the page. */
 static int push_page(lua_State *L, struct kvl_state *state) {
   kv_reply *reply = state->current;
@@ -63,7 +72,7 @@ static int push_success(lua_State *L, struct kvl_state *state) {
       kvl_push_integer(L, kv_reply_created(reply));
       return 2;
     case KV_DELETE: lua_pushboolean(L, kv_reply_found(reply)); return 1;
-    case KV_TXN:
+    case KV_TXN: return push_written(L, reply);
     case KV_LOCK_ACQUIRE: kvl_push_integer(L, kv_reply_revision(reply)); return 1;
     case KV_LOCK_WAIT_LOST:
     case KV_LEASE_WAIT_LOST: lua_pushstring(L, kv_reply_message(reply)); return 1;

@@ -52,10 +52,11 @@ static int txn_guard(lua_State *L) {
   return result(L, kv_txn_guard(get(L), kvl_lock(L, 2), &error), &error);
 }
 
-/* txn_put(txn, key, value, lease or nil) */
+/* txn_put(txn, key, value, ttl, flags, lease or nil) */
 static int txn_put(lua_State *L) {
   kv_error error;
-  kv_code code = kv_txn_put(get(L), kvl_slice(L, 2), kvl_slice(L, 3), kvl_lease(L, 4), &error);
+  kv_code code = kv_txn_put(get(L), kvl_slice(L, 2), kvl_slice(L, 3), lua_tonumber(L, 4), (unsigned)lua_tointeger(L, 5),
+                            kvl_lease(L, 6), &error);
   return result(L, code, &error);
 }
 

@@ -103,9 +103,11 @@ static int watch_age(lua_State *L) {
   return 1;
 }
 
+/* watch_close(watch): what it held goes now, not when the handle is collected. */
 static int watch_close(lua_State *L) {
-  kv_watch *watch = get(L);
-  if (watch) kv_watch_close(watch);
+  struct kvl_watch_box *box = kvl_check(L, 1, KVL_WATCH);
+  kv_watch_free(box->watch);
+  box->watch = NULL;
   return 0;
 }
 

@@ -55,7 +55,7 @@ static bool copy_texts(kv_lock *lock, const char *name, size_t size, size_t pref
 kv_lock *kv_lock_new(kv_store *store, const kv_lock_options *options, kv_error *error) {
   char name[KV_KEY_MAX];
   size_t size = 0;
-  if (kv_store_key(store, options->name, false, name, &size, error) != KV_OK) return NULL;
+  if (kv_store_key(store, "lock", options->name, false, name, &size, error) != KV_OK) return NULL;
   if (check_options(store, options, error) != KV_OK) return NULL;
   kv_lock *lock = calloc(1, sizeof *lock);
   if (!lock || !copy_texts(lock, name, size, store->prefix_size, options->value)) {

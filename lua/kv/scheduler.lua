@@ -99,10 +99,10 @@ local function finish(task, ok, ...)
   task.joiners = {}
 end
 
-local function after(task, ok, token, ...)
+local function after(task, ...)
   current = nil
-  if status(task.main) == "dead" then return finish(task, ok, token, ...) end
-  if token ~= TOKEN then make_ready(task) end -- the program yielded by itself: others get a turn
+  if status(task.main) == "dead" then return finish(task, ...) end
+  if select(2, ...) ~= TOKEN then make_ready(task) end -- the program yielded by itself: others get a turn
 end
 
 local function run_task(task, ...)

@@ -75,7 +75,10 @@ function Store:get(key, opts, extra)
     text, revision, created = await(state, text)
     if text ~= nil then other = canonical(key, false) end
   end
-  if text == nil then return nil, revision, created end
+  if text == nil then
+    if revision then return nil, revision, created end
+    return nil
+  end
   if self._codec then return pair_of(self, other or key, text, revision, created) end
   return {key = other or key, value = text, revision = revision, created = created}
 end

@@ -78,7 +78,8 @@ function Txn:put(key, value, opts, extra)
   if not text then return remember(self, nil, problem, "invalid") end
   opts = opts or {}
   self._puts[#self._puts + 1] = {key = core.canonical(key, false), value = value}
-  return add(self, core.txn_put, key, text, lease.handle(opts.lease), opts.ttl or 0, opts.keep_alive == true)
+  return add(self, core.txn_put, key, text, opts.ttl or 0, opts.keep_alive and options.KEEP_ALIVE or 0,
+    lease.handle(opts.lease))
 end
 
 --- Remove a key; that it is not there is fine.

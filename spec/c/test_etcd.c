@@ -209,7 +209,7 @@ TEST(transactions) {
   REQUIRE(txn != NULL && a > 0);
   CHECK_EQ(kv_txn_check(txn, KV_TEXT("a"), a, NULL), KV_OK);
   CHECK_EQ(kv_txn_check_absent(txn, KV_TEXT("b"), NULL), KV_OK);
-  CHECK_EQ(kv_txn_put(txn, KV_TEXT("b"), KV_TEXT("2"), NULL, NULL), KV_OK);
+  CHECK_EQ(kv_txn_put(txn, KV_TEXT("b"), KV_TEXT("2"), 0, 0, NULL, NULL), KV_OK);
   CHECK_EQ(kv_txn_delete(txn, KV_TEXT("a"), NULL), KV_OK);
   CHECK_EQ(commit(store, txn, &failed, &revision), KV_OK);
   CHECK(revision > a);
@@ -221,7 +221,7 @@ TEST(transactions) {
   txn = kv_txn_new(store, NULL);
   CHECK_EQ(kv_txn_check_absent(txn, KV_TEXT("a"), NULL), KV_OK);
   CHECK_EQ(kv_txn_check_absent(txn, KV_TEXT("b"), NULL), KV_OK);
-  CHECK_EQ(kv_txn_put(txn, KV_TEXT("c"), KV_TEXT("3"), NULL, NULL), KV_OK);
+  CHECK_EQ(kv_txn_put(txn, KV_TEXT("c"), KV_TEXT("3"), 0, 0, NULL, NULL), KV_OK);
   CHECK_EQ(commit(store, txn, &failed, NULL), KV_MODIFIED);
   CHECK_EQ(failed, 1);
   CHECK_STR(get(store, "c"), "(none)");
@@ -234,7 +234,7 @@ TEST(transactions) {
   for (int i = 0; i < KV_TXN_MAX; i++) {
     char key[20];
     snprintf(key, sizeof key, "many/%02d", i);
-    CHECK_EQ(kv_txn_put(txn, text(key), KV_TEXT("v"), NULL, NULL), KV_OK);
+    CHECK_EQ(kv_txn_put(txn, text(key), KV_TEXT("v"), 0, 0, NULL, NULL), KV_OK);
   }
   CHECK_EQ(commit(store, txn, &failed, NULL), KV_OK);
   CHECK_STR(get(store, "many/63"), "v");
@@ -360,7 +360,7 @@ TEST(locks) {
   kv_reply_free(holder);
   kv_txn *txn = kv_txn_new(store, NULL);
   CHECK_EQ(kv_txn_guard(txn, first, NULL), KV_OK);
-  CHECK_EQ(kv_txn_put(txn, KV_TEXT("guarded"), KV_TEXT("1"), NULL, NULL), KV_OK);
+  CHECK_EQ(kv_txn_put(txn, KV_TEXT("guarded"), KV_TEXT("1"), 0, 0, NULL, NULL), KV_OK);
   CHECK_EQ(commit(store, txn, NULL, NULL), KV_OK);
   REQUIRE(kv_lock_acquire(second, queue, 10, 4, NULL, NULL) == KV_OK);
   WAIT_FOR(5, server_watchers() == 1);
@@ -392,8 +392,8 @@ TEST(too_large) {
   request.value.size = 1572864 - 2000;
   CHECK_EQ(code_of(store, &request), KV_OK);
   kv_txn *txn = kv_txn_new(store, NULL);
-  CHECK_EQ(kv_txn_put(txn, KV_TEXT("1"), (kv_slice){value, 800000}, NULL, NULL), KV_OK);
-  CHECK_EQ(kv_txn_put(txn, KV_TEXT("2"), (kv_slice){value, 800000}, NULL, NULL), KV_OK);
+  CHECK_EQ(kv_txn_put(txn, KV_TEXT("1"), (kv_slice){value, 800000}, 0, 0, NULL, NULL), KV_OK);
+  CHECK_EQ(kv_txn_put(txn, KV_TEXT("2"), (kv_slice){value, 800000}, 0, 0, NULL, NULL), KV_OK);
   CHECK_EQ(commit(store, txn, NULL, NULL), KV_TOO_LARGE);
   kv_txn_free(txn);
   free(value);
@@ -483,7 +483,7 @@ TEST(fragments) {
   for (int i = 0; i < PARTS; i++) {
     char key[20];
     snprintf(key, sizeof key, "f/%02d", i);
-    CHECK_EQ(kv_txn_put(txn, text(key), (kv_slice){value, sizeof value}, NULL, NULL), KV_OK);
+    CHECK_EQ(kv_txn_put(txn, text(key), (kv_slice){value, sizeof value}, 0, 0, NULL, NULL), KV_OK);
   }
   uint64_t revision = 0;
   for (int i = 0; i < ROUNDS; i++) CHECK_EQ(commit(store, txn, NULL, &revision), KV_OK);

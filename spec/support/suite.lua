@@ -13,9 +13,10 @@ local util = require("spec.support.util")
 local kv = require("kv")
 
 -- busted gives these to the files of specs only.
+local plain_assert = assert
 local assert, it, pending = busted.assert, busted.it, busted.pending
 
-local suite = {}
+local suite = {plain_assert = plain_assert}
 
 local URL = assert(os.getenv("KV_TEST_URL"), "KV_TEST_URL must name a store (spec/support/with_store.lua sets it)")
 

@@ -134,9 +134,9 @@ void etcd_finish(struct etcd_call *call, kv_code code, const char *format, ...) 
     vsnprintf(cause, sizeof cause, format, arguments);
     va_end(arguments);
   }
-  /* A lease granted for a put that certainly did not happen is for nobody. */
+  /* Leases granted for a write that certainly did not happen are for nobody. */
   bool in_doubt = code == KV_UNKNOWN || (code == KV_CANCELLED && call->grpc.sent);
-  if (code != KV_OK && !in_doubt && call->granted) etcd_lease_abandon(call->etcd, call->lease);
+  if (code != KV_OK && !in_doubt) etcd_ttl_abandon(call);
   call_free(call);
   if (!op) return;
   op->data = NULL;
@@ -199,6 +199,11 @@ static const struct grpc_handler handler = {.on_message = on_message, .on_end = 
 /* ------------------------------------------------------------------ starting */
 
 static void wait_for_link(struct etcd_call *call) {
+  const char *reason = etcd_pause_reason(call->etcd);
+  if (reason && call->op && !call->op->attempt) { /* told once, in case it does not live to see the next attempt; then it waits */
+    etcd_finish(call, KV_UNAVAILABLE, "%s", reason);
+    return;
+  }
   call->state = ETCD_CALL_WAITING;
   etcd_list_move(&call->etcd->waiting, &call->node);
   etcd_wake(call->etcd);
@@ -212,7 +217,9 @@ void etcd_next_on(struct etcd_call *call, const struct etcd_exchange *exchange, 
   pb_clear(&etcd->out);
   exchange->encode(call, &etcd->out);
   if (etcd->out.failed) {
-    etcd_finish(call, KV_TOO_LARGE, "the request is larger than etcd takes (1.5 MiB)");
+    static const char problem[] = "the request is larger than etcd takes (1.5 MiB)";
+    if (!exchange->refused || !exchange->refused(call, GRPC_DATA_LOSS, problem))
+      etcd_finish(call, KV_TOO_LARGE, "%s", problem);
     return;
   }
   size_t count = etcd_metadata(etcd, exchange->any_member, metadata);
@@ -244,6 +251,7 @@ static void begin(struct etcd_call *call) {
 void etcd_next(struct etcd_call *call, const struct etcd_exchange *exchange) {
   call->exchange = exchange;
   call->grpc.sent = false;
+  if (call->op) call->op->sent = false; /* what came before was answered */
   if (etcd_ready(call->etcd))
     begin(call);
   else
@@ -290,7 +298,7 @@ void etcd_mark_sent(struct etcd *etcd) {
 
 /* ------------------------------------------------------------------ giving up */
 
-static void detach(struct etcd_call *call) {
+void etcd_call_detach(struct etcd_call *call) {
   struct kv_op *op = call->op;
   call->op = NULL;
   op->data = NULL;
@@ -302,6 +310,10 @@ void etcd_call_cancel(struct etcd_call *call) {
     etcd_watch_cancel(call);
     return;
   }
+  if (call->state == ETCD_CALL_STREAMED) {
+    etcd_renewal_cancel(call);
+    return;
+  }
   if (call->state != ETCD_CALL_RUNNING) {
     etcd_finish(call, KV_CANCELLED, "cancelled");
     return;
@@ -309,7 +321,7 @@ void etcd_call_cancel(struct etcd_call *call) {
   struct etcd_link *link = call->link;
   etcd_link_doubt(link);
   if (call->exchange->undo && call->grpc.sent) {
-    detach(call);
+    etcd_call_detach(call);
     return;
   }
   call->cancelled = true;

@@ -99,8 +99,9 @@ struct etcd_call {
   unsigned logins;             /* how often a new token was fetched for it */
   uint64_t token_number;       /* of the token that it was sent with */
   /* of the operation */
-  uint64_t lease, granted;
-  uint64_t first;              /* token of the first in a lock queue; 0: none */
+  uint64_t lease, granted;     /* for TTLs: the first of `grants` leases, whose ids follow each other */
+  unsigned grants;
+  uint64_t revision;           /* of the answer's header, where it matters */
   bool succeeded;
   kv_code failure;             /* of a compare that failed */
   struct etcd_listing *listing;
@@ -128,11 +129,12 @@ struct etcd_link {
   bool condemned;        /* service() is to break it, for `problem` */
   bool retire;           /* service() is to let it go when its calls are done */
   bool blamed;           /* endpoint_failed() was told */
+  bool leaderless;       /* when it was asked first */
   unsigned tls_events;   /* what TLS waits for */
   int64_t heard;         /* when bytes came last */
   int64_t pinged;        /* when the last PING went out; 0: never */
   size_t out_from, out_size;
-  uint8_t *out;          /* produced, not yet taken by the socket */
+  uint8_t *out;          /* produced, not taken by the socket; NULL: nothing */
   char problem[320];
 };
 
@@ -154,11 +156,12 @@ struct etcd_watches {
   struct etcd_watcher **table; /* open ones by id */
   size_t buckets, count;       /* count: in `table` */
   struct etcd_watcher *feeding; /* its events are being delivered; NULL when it was closed meanwhile */
+  size_t held;                  /* bytes held back by all of them */
 };
 
 struct etcd_leases {
   struct etcd_stream stream;
-  struct etcd_list renewals; /* calls that wait for an answer on the stream */
+  struct etcd_list renewals; /* calls that wait for an answer on the stream, in the order of asking; op == NULL: given up */
 };
 
 struct etcd {
@@ -172,6 +175,9 @@ struct etcd {
   unsigned attempts;           /* endpoints tried in this round */
   unsigned rounds;             /* that failed in a row */
   int64_t next_dial;           /* not before */
+  char problem[400];           /* of the last attempt that failed */
+  bool leaderless;             /* a member without a leader was met in this round */
+  bool any_member;             /* in this round one will do */
   struct kv_timer dial_timer;  /* next_dial */
   struct kv_timer answer_timer; /* TLS and the first question must be answered */
   struct kv_timer alive_timer; /* is the server still there? */
@@ -186,7 +192,6 @@ struct etcd {
   size_t pooled;
   size_t running;
   struct pb_writer out;        /* every request is encoded here */
-  uint8_t *in;                 /* every read goes here */
   /* auth.c */
   enum etcd_auth auth;
   char *token;
@@ -241,6 +246,8 @@ void etcd_next_on(struct etcd_call *call, const struct etcd_exchange *exchange, 
 /* End of the call, and of its operation (if somebody still waits). format: NULL with KV_OK. */
 void etcd_finish(struct etcd_call *call, kv_code code, const char *format, ...) KV_PRINTF(3, 4);
 void etcd_call_cancel(struct etcd_call *call);
+/* Answer its operation with KV_CANCELLED; the call goes on for itself. */
+void etcd_call_detach(struct etcd_call *call);
 /* Start what waits; the link is ready. */
 void etcd_start_waiting(struct etcd *etcd);
 /* No connection can be had: answer everything that waits for one. */
@@ -262,12 +269,14 @@ bool etcd_member_unfit(int status, const char *message);
 void etcd_wake(struct etcd *etcd);
 void etcd_service(struct kv_task *task);
 void etcd_endpoint_init(struct etcd *etcd);
+/* Why there is no connection and none is tried now, or NULL. */
+const char *etcd_pause_reason(const struct etcd *etcd);
 /* Everything connected, dialled or armed ends. Not inside a callback of a call. */
 void etcd_disconnect(struct etcd *etcd, const char *problem);
 bool etcd_ready(const struct etcd *etcd); /* calls may be started */
 bool etcd_has_work(const struct etcd *etcd); /* something waits for a connection */
 /* The first question was answered. */
-void etcd_link_usable(struct etcd_link *link, kv_slice version);
+void etcd_link_usable(struct etcd_link *link, kv_slice version, bool leader);
 /* A call says that this member is of no use: go elsewhere when its calls are done. */
 void etcd_link_retire(struct etcd_link *link, const char *problem);
 void etcd_link_condemn(struct etcd_link *link, const char *problem);
@@ -301,7 +310,9 @@ void etcd_delete_tree(struct etcd *etcd, struct kv_op *op);
 void etcd_ping(struct etcd *etcd, struct kv_op *op);
 void etcd_probe(struct etcd_link *link);
 
+void etcd_put_go(struct etcd_call *call); /* the lease is there, or none is needed */
 void etcd_txn(struct etcd *etcd, struct kv_op *op);
+void etcd_txn_go(struct etcd_call *call);
 extern const struct etcd_exchange kv_etcd_put_checked; /* a put with conditions */
 extern const struct etcd_exchange kv_etcd_delete_checked;
 
@@ -312,9 +323,11 @@ void etcd_lease_revoke(struct etcd *etcd, struct kv_op *op);
 void etcd_lease_abandon(struct etcd *etcd, uint64_t id); /* in the background */
 void etcd_leases_init(struct etcd *etcd);
 void etcd_leases_start(struct etcd_call *call);
-extern const struct etcd_exchange kv_etcd_ttl_grant;     /* for a put with a TTL; goes on with the put */
+void etcd_renewal_cancel(struct etcd_call *call);        /* on the stream */
 extern const struct etcd_exchange kv_etcd_keep_alive;
-void etcd_put_go(struct etcd_call *call);                /* the lease is there, or none is needed */
+void etcd_write_on_lease(struct etcd_call *call);        /* a put or transaction, after the leases that its TTLs need */
+uint64_t etcd_part_lease(const struct etcd_call *call, const struct kv_part *part); /* 0: none */
+void etcd_ttl_abandon(struct etcd_call *call);
 
 /* queue.c */
 void etcd_queue_step(struct etcd *etcd, struct kv_op *op);

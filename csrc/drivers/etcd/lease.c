@@ -27,7 +27,7 @@ static void encode_grant(struct etcd_call *call, struct pb_writer *out) {
 
 static bool decode_grant(struct etcd_call *call, kv_slice message) {
   struct etcd_lease_reply reply;
-  if (!etcd_read_lease(message, &reply) || reply.ttl <= 0 || reply.id != call->lease) return false;
+  if (!etcd_read_lease(message, &reply) || reply.ttl <= 0 || reply.id != call->lease + call->grants) return false;
   call->granted = (uint64_t)reply.ttl;
   return true;
 }
@@ -61,25 +61,72 @@ void etcd_lease_grant(struct etcd *etcd, struct kv_op *op) {
   etcd_next(call, &grant);
 }
 
-/* ------------------------------------------------------------------ the lease of a put with a TTL */
+/* ------------------------------------------------------------------ leases of writes with a TTL */
+
+/* A put with a TTL has one lease, a transaction one for each of the different TTLs of its puts, in the order of their first. */
+
+static bool is_first_of_its_ttl(const struct kv_op *op, size_t index) {
+  double ttl = op->parts[index].ttl;
+  for (size_t i = 0; i < index; i++)
+    if (op->parts[i].ttl == ttl) return false;
+  return ttl > 0;
+}
+
+/* The TTL of the number-th lease, or 0 when there is none. */
+static double ttl_of(const struct kv_op *op, unsigned number) {
+  if (op->kind == KV_PUT) return number ? 0 : op->ttl;
+  for (size_t i = 0; i < op->part_count; i++)
+    if (is_first_of_its_ttl(op, i) && number-- == 0) return op->parts[i].ttl;
+  return 0;
+}
+
+uint64_t etcd_part_lease(const struct etcd_call *call, const struct kv_part *part) {
+  uint64_t number = 0;
+  if (part->lease) return part->lease->id;
+  if (!(part->ttl > 0)) return 0;
+  for (size_t i = 0; call->op->parts[i].ttl != part->ttl; i++) number += is_first_of_its_ttl(call->op, i);
+  return call->lease + number;
+}
 
 static void encode_ttl_grant(struct etcd_call *call, struct pb_writer *out) {
-  etcd_write_grant(out, call->lease, whole_seconds(call->op->ttl));
+  etcd_write_grant(out, call->lease + call->grants, whole_seconds(ttl_of(call->op, call->grants)));
 }
+
+void etcd_ttl_abandon(struct etcd_call *call) {
+  for (unsigned i = 0; i < call->grants; i++) etcd_lease_abandon(call->etcd, call->lease + i);
+  call->grants = 0;
+}
+
+static void ttl_grant_done(struct etcd_call *call);
+
+static const struct etcd_exchange ttl_grant = {.path = "/etcdserverpb.Lease/LeaseGrant", .undo = true,
+                                               .encode = encode_ttl_grant, .decode = decode_grant, .done = ttl_grant_done};
 
 static void ttl_grant_done(struct etcd_call *call) {
-  if (call->op) {
-    etcd_put_go(call);
+  struct kv_op *op = call->op;
+  call->grants++;
+  if (!op) {
+    etcd_ttl_abandon(call);
+    etcd_finish(call, KV_OK, NULL);
     return;
   }
-  etcd_lease_abandon(call->etcd, call->lease);
-  call->granted = 0;
-  etcd_finish(call, KV_OK, NULL);
+  /* Where the server's TTL had to be longer, the core deletes on time; the second is the server's own slackness. */
+  double late = (double)call->granted - ttl_of(op, call->grants - 1) + 1.0;
+  if (late > 1.0 && late > op->result.ttl_late) op->result.ttl_late = late;
+  etcd_write_on_lease(call);
 }
 
-const struct etcd_exchange kv_etcd_ttl_grant = {.path = "/etcdserverpb.Lease/LeaseGrant", .undo = true,
-                                                .encode = encode_ttl_grant, .decode = decode_grant,
-                                                .done = ttl_grant_done};
+void etcd_write_on_lease(struct etcd_call *call) {
+  const struct kv_op *op = call->op;
+  if (ttl_of(op, call->grants) > 0) {
+    if (!call->lease) call->lease = (kv_etcd->random() >> 2) | 1; /* positive, with room for those that follow */
+    etcd_next(call, &ttl_grant);
+  } else if (op->kind == KV_PUT) {
+    etcd_put_go(call);
+  } else {
+    etcd_txn_go(call);
+  }
+}
 
 /* ------------------------------------------------------------------ revoke */
 
@@ -136,9 +183,13 @@ static void fail_renewals(struct etcd *etcd, kv_code code, const char *problem) 
 }
 
 static void renewed(struct etcd_call *call, int64_t ttl) {
-  struct kv_lease_ref *lease = call->op->lease;
   etcd_list_remove(&call->node);
   call->state = ETCD_CALL_IDLE;
+  if (!call->op) {
+    etcd_finish(call, KV_OK, NULL);
+    return;
+  }
+  struct kv_lease_ref *lease = call->op->lease;
   if (ttl <= 0) {
     etcd_finish(call, KV_LOST, "the lease has expired or was revoked");
     return;
@@ -156,11 +207,21 @@ static bool on_message(struct grpc_call *grpc, const uint8_t *data, size_t size)
   if (!etcd_read_lease((kv_slice){(const char *)data, size}, &reply)) return false;
   for (struct etcd_list *node = etcd->leases.renewals.next; node != &etcd->leases.renewals; node = node->next) {
     struct etcd_call *call = etcd_of(struct etcd_call, node, node);
-    if (call->op->lease->id != reply.id) continue;
+    if (call->lease != reply.id) continue;
     renewed(call, reply.ttl);
     break;
   }
-  return true; /* one that nobody waits for any more is fine */
+  return true;
+}
+
+/* An earlier renewal of the same lease was given up, and is not answered yet. */
+static bool is_stuck(const struct etcd_call *call) {
+  const struct etcd_list *list = &call->etcd->leases.renewals;
+  for (const struct etcd_list *node = list->next; node != &call->node && node != list; node = node->next) {
+    const struct etcd_call *other = etcd_of(struct etcd_call, node, node);
+    if (other->lease == call->lease && !other->op) return true;
+  }
+  return false;
 }
 
 static void on_end(struct grpc_call *grpc, int status, const char *message) {
@@ -184,6 +245,18 @@ void etcd_stream_cancel(struct etcd_stream *stream) {
   if (stream->link) grpc_cancel(stream->link->grpc, &stream->grpc);
 }
 
+/*
+ * Its answer may still come, and must not be taken for that of the next renewal: that one would be told to hold since it was sent, which
+ * is later than what the server knows. So the call stays in line, and takes its answer. A server that owes two is not waited for.
+ */
+void etcd_renewal_cancel(struct etcd_call *call) {
+  struct etcd *etcd = call->etcd;
+  bool stuck = is_stuck(call);
+  etcd_call_detach(call);
+  if (stuck) etcd_stream_cancel(&etcd->leases.stream);
+  etcd_wake(etcd);
+}
+
 /* The link is ready: ask on the stream, which is opened by the first. */
 void etcd_leases_start(struct etcd_call *call) {
   struct etcd *etcd = call->etcd;
@@ -191,9 +264,10 @@ void etcd_leases_start(struct etcd_call *call) {
   struct grpc_metadata metadata[2];
   bool good;
   call->state = ETCD_CALL_STREAMED;
+  call->lease = call->op->lease->id;
   etcd_list_move(&etcd->leases.renewals, &call->node);
   pb_clear(&etcd->out);
-  etcd_write_lease(&etcd->out, call->op->lease->id);
+  etcd_write_lease(&etcd->out, call->lease);
   if (stream->link) {
     good = grpc_send(stream->link->grpc, &stream->grpc, etcd->out.data, etcd->out.size);
   } else {

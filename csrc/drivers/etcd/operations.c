@@ -85,21 +85,13 @@ static const struct etcd_exchange put = {
   .path = "/etcdserverpb.KV/Put", .write = true, .encode = encode_put, .decode = decode_put, .done = done_ok};
 
 void etcd_put_go(struct etcd_call *call) {
-  struct kv_op *op = call->op;
-  /* Where the server's TTL had to be longer, the core deletes on time; the second is the server's own slackness. */
-  if (call->granted && (double)call->granted > op->ttl) op->result.ttl_late = (double)call->granted - op->ttl + 1.0;
+  const struct kv_op *op = call->op;
   etcd_next(call, op->condition != KV_ALWAYS || (op->flags & KV_PORTABLE) ? &kv_etcd_put_checked : &put);
 }
 
 void etcd_put(struct etcd *etcd, struct kv_op *op) {
   struct etcd_call *call = etcd_call_new(etcd, op);
-  if (!call) return;
-  if (op->ttl > 0) {
-    call->lease = (kv_etcd->random() >> 1) | 1; /* positive */
-    etcd_next(call, &kv_etcd_ttl_grant);
-  } else {
-    etcd_put_go(call);
-  }
+  if (call) etcd_write_on_lease(call);
 }
 
 /* ------------------------------------------------------------------ delete */
@@ -278,6 +270,7 @@ static bool decode_list(struct etcd_call *call, kv_slice message) {
   struct etcd_range_reply reply;
   if (!etcd_read_range(message, &reply, list_pair, call) && !listing->failed) return false;
   if (reply.more && !reply.pairs) return false; /* would never end */
+  etcd_see_cluster(call->etcd, reply.header.cluster);
   if (!listing->revision) listing->revision = reply.header.revision;
   listing->bytes = message.size;
   listing->pairs = reply.pairs;
@@ -433,11 +426,7 @@ static bool decode_probe(struct etcd_call *call, kv_slice message) {
   struct etcd_status_reply reply;
   if (!etcd_read_status(message, &reply)) return false;
   etcd_see_cluster(call->etcd, reply.header.cluster);
-  /* Another member may know the leader; when none does, being connected to any is better than nothing. */
-  if (!reply.leader && call->etcd->config->address_count > 1)
-    etcd_link_condemn(call->link, "the member has no leader");
-  else
-    etcd_link_usable(call->link, reply.version);
+  etcd_link_usable(call->link, reply.version, reply.leader != 0);
   return true;
 }
 
@@ -450,7 +439,7 @@ static bool probe_refused(struct etcd_call *call, int status, const char *messag
   if (!link || link->state != ETCD_LINK_PROBE || status < 0) {
     if (link && link->state == ETCD_LINK_PROBE && !grpc_failed(link->grpc)) etcd_link_condemn(link, message);
   } else if (status == GRPC_UNAUTHENTICATED || status == GRPC_PERMISSION_DENIED || status == GRPC_INVALID_ARGUMENT) {
-    etcd_link_usable(link, nothing);
+    etcd_link_usable(link, nothing, true);
   } else {
     etcd_link_condemn(link, status == GRPC_UNIMPLEMENTED ? "the server does not speak etcd's v3 API" : message);
   }

@@ -151,6 +151,7 @@ static void finish_checked(struct etcd_call *call) {
     case KV_OK: etcd_finish(call, KV_OK, NULL); return;
     case KV_EXISTS: etcd_finish(call, KV_EXISTS, "the key is there"); return;
     case KV_NOT_DIR: etcd_finish(call, KV_NOT_DIR, "a key stands where a directory is needed"); return;
+    case KV_FAILED: etcd_finish(call, KV_FAILED, "out of memory"); return;
     case KV_IS_DIR: etcd_finish(call, KV_IS_DIR, "the key is a directory"); return;
     default: etcd_finish(call, KV_MODIFIED, "the key was changed, or is gone"); return;
   }
@@ -221,8 +222,29 @@ static void encode_txn(struct etcd_call *call, struct pb_writer *out) {
     if (part->type == KV_PART_DELETE) etcd_write_delete_in(out, ETCD_THEN, etcd_slice(&key), (kv_slice){NULL, 0});
     if (part->type != KV_PART_PUT) continue;
     etcd_write_put_in(out, ETCD_THEN, &(struct etcd_put){.key = etcd_slice(&key), .value = part->value,
-                                                         .lease = part->lease ? part->lease->id : 0});
+                                                         .lease = etcd_part_lease(call, part)});
+    /* When did this life of the key begin? */
+    etcd_write_range_in(out, ETCD_THEN, &(struct etcd_range){.key = etcd_slice(&key), .keys_only = true});
   }
+}
+
+/* The answers to the puts: each is followed by its key's pair. False: malformed. */
+static bool read_written(struct etcd_call *call, const struct etcd_txn_reply *reply) {
+  struct kv_op *op = call->op;
+  size_t index = 0;
+  for (size_t i = 0; i < op->part_count; i++) {
+    const struct kv_part *part = &op->parts[i];
+    struct etcd_range_reply range;
+    struct etcd_pair pair = {.created = 0};
+    if (part->type == KV_PART_DELETE) index++;
+    if (part->type != KV_PART_PUT) continue;
+    index += 2;
+    if (index > reply->count || reply->parts[index - 1].kind != ETCD_PART_RANGE ||
+        !etcd_read_range(reply->parts[index - 1].message, &range, keep_pair, &pair) || !pair.created)
+      return false;
+    if (!kv_etcd->pair(op, part->key, (kv_slice){"", 0}, op->result.revision, pair.created, false)) call->failure = KV_FAILED;
+  }
+  return true;
 }
 
 static bool decode_txn(struct etcd_call *call, kv_slice message) {
@@ -231,13 +253,17 @@ static bool decode_txn(struct etcd_call *call, kv_slice message) {
   if (!etcd_read_txn(message, &reply)) return false;
   if (!reply.succeeded) return find_failure(call, &reply);
   call->op->result.revision = reply.header.revision;
-  return true;
+  return read_written(call, &reply);
 }
 
 static const struct etcd_exchange txn = {
   .path = "/etcdserverpb.KV/Txn", .write = true, .encode = encode_txn, .decode = decode_txn, .done = finish_checked};
 
+void etcd_txn_go(struct etcd_call *call) {
+  etcd_next(call, &txn);
+}
+
 void etcd_txn(struct etcd *etcd, struct kv_op *op) {
   struct etcd_call *call = etcd_call_new(etcd, op);
-  if (call) etcd_next(call, &txn);
+  if (call) etcd_write_on_lease(call);
 }

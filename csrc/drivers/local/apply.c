@@ -378,7 +378,7 @@ static int write_part(struct kv_local_batch *batch, struct kv_local_item *item, 
   if (part->type == KV_PART_DELETE) return found ? kv_local_remove(batch, part->key, &old) : 0;
   if ((item->op->flags & KV_PORTABLE) && !found) rc = check_portable(batch, item, part->key);
   if (rc || item->code != KV_OK) return rc;
-  return write_pair(batch, part->key, part->value, 0, part->lease ? part->lease->id : 0, found ? &old : NULL,
+  return write_pair(batch, part->key, part->value, part->ttl, part->lease ? part->lease->id : 0, found ? &old : NULL,
                     &item->created[index]);
 }
 
