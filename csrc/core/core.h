@@ -156,7 +156,7 @@ struct kv_store {
   uint64_t view;                /* tells its operations and watches from other views' */
   struct kv_close_request *close_request;
   atomic_bool closed;
-  bool ready;                   /* the backend was started */
+  atomic_bool ready;            /* the backend was started */
   unsigned fork_count;
   size_t prefix_size;
   char prefix[KV_KEY_MAX];

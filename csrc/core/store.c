@@ -369,9 +369,9 @@ kv_code kv_submit(kv_store *store, kv_queue *queue, const kv_request *request, u
                                                   kv_kind_text(request->kind), store->label)
                                         : check(store, request, &draft, error);
   /* Relaxed: `started` only ever becomes true, and the slow path looks again. */
-  if (code == KV_OK && !store->ready) {
+  if (code == KV_OK && !atomic_load_explicit(&store->ready, memory_order_relaxed)) {
     code = kv_store_ready(store, error);
-    store->ready = code == KV_OK;
+    atomic_store_explicit(&store->ready, code == KV_OK, memory_order_relaxed);
   }
   if (code != KV_OK) return code;
   bool is_read = request->kind == KV_GET || request->kind == KV_LIST;

@@ -13,7 +13,7 @@
 #include "core/core.h"
 #include "drivers/driver.h"
 
-/* ------------------------------------------------------------------ a driver: "a" is answered at once, "late" in 3 ms, the rest never */
+/* ------------------------------------------------------------------ a driver: "a" is answered at once, "late" in 3 ms, "never" never */
 
 static const struct kv_host *host;
 static _Thread_local char here; /* its address tells threads apart */
@@ -167,7 +167,7 @@ TEST(what_nobody_waits_for_is_done_all_the_same) {
   for (int i = 0; i < 20; i++) {
     CHECK(becomes_ours(store, queue));
     /* Now the reactor lies idle, and we turn to another event loop, with something in flight. */
-    submit(store, queue, i % 2 ? "a" : "hang", 0.02);
+    submit(store, queue, i % 2 ? "a" : "never", 0.02);
     CHECK(readable(queue, 10000));
     CHECK_EQ(next_code(queue), i % 2 ? KV_OK : KV_TIMEOUT);
     CHECK(atomic_load(&asked_in) != &here);
@@ -203,7 +203,7 @@ TEST(long_waits_end_in_time) {
     CHECK(becomes_ours(store, queue));
     CHECK_EQ(ask(store, queue, "late", 5), KV_OK);
     CHECK(becomes_ours(store, queue));
-    CHECK_EQ(ask(store, queue, "hang", 0.03), KV_TIMEOUT);
+    CHECK_EQ(ask(store, queue, "never", 0.03), KV_TIMEOUT);
     CHECK(becomes_ours(store, queue));
     CHECK_EQ(kv_queue_wait(queue, 0.002), 0);
     CHECK_EQ(kv_queue_wait(queue, 0), 0);
@@ -241,7 +241,7 @@ TEST(stores_come_and_go_while_it_is_lent) {
   for (int i = 0; i < 50; i++) {
     kv_store *store = open_store("moving://here");
     CHECK(becomes_ours(store, queue));
-    if (i % 2) submit(store, queue, "hang", 60);
+    if (i % 2) submit(store, queue, "never", 60);
     kv_close(store);
     if (i % 2) CHECK_EQ(next_code(queue), KV_CLOSED);
     if (i % 3) CHECK(kv_close_wait(store, 10));
@@ -274,7 +274,7 @@ TEST(a_signal_ends_the_wait) {
   sigaction(SIGUSR1, &action, &before);
   for (int i = 0; i < 10; i++) {
     CHECK(becomes_ours(store, queue));
-    submit(store, queue, "hang", 60);
+    submit(store, queue, "never", 60);
     atomic_store(&pestering, true);
     pthread_create(&thread, NULL, pester, &main_thread);
     CHECK_EQ(kv_queue_wait(queue, 30), -1);
