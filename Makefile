@@ -58,7 +58,9 @@ driver_libs = $(if $(PACKAGES_$(1)),$(shell $(PKG_CONFIG) --libs $(PACKAGES_$(1)
 
 # ---------------------------------------------------------------- flags
 
-KV_CFLAGS := -std=c11 -D_GNU_SOURCE -fPIC -fvisibility=hidden -Icsrc -pthread -Wall -Wextra $(if $(WERROR),-Werror)
+WARNINGS := -Wall -Wextra -Wshadow -Wconversion -Wsign-conversion -Wstrict-prototypes -Wmissing-prototypes -Wpointer-arith \
+  -Wundef -Wvla $(if $(WERROR),-Werror)
+KV_CFLAGS := -std=c11 -D_GNU_SOURCE -fPIC -fvisibility=hidden -Icsrc -pthread $(WARNINGS)
 # The fuzzer's main() is linked into fuzzers only.
 SANITIZE_COMPILE := $(if $(SANITIZE),-fsanitize=$(subst fuzzer,fuzzer-no-link,$(SANITIZE)) -fno-omit-frame-pointer)
 SANITIZE_LINK := $(SANITIZE_COMPILE)
@@ -212,7 +214,7 @@ $(BUILD)/c/%: $(OBJ)/spec/c/%.o $(STATIC)
 
 $(OBJ)/spec/c/%.o: KV_CFLAGS += -Ispec/c
 
-c-units: $(C_UNITS)
+c-units: $(C_UNITS) $(PROXY)
 
 # What the specs need beside Lua: processes, ports and a proxy that misbehaves.
 support: $(SUPPORT_SO) $(PROXY)

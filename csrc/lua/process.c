@@ -389,7 +389,9 @@ static void set_functions(lua_State *L, const luaL_Reg *functions) {
   }
 }
 
-__attribute__((visibility("default"))) int luaopen_kv_process(lua_State *L) {
+__attribute__((visibility("default"))) int luaopen_kv_process(lua_State *L);
+
+int luaopen_kv_process(lua_State *L) {
   static const luaL_Reg methods[] = {{"wait", child_wait}, {"kill", child_kill}, {"close", child_close}, {NULL, NULL}};
   static const luaL_Reg functions[] = {
       {"spawn", process_spawn},   {"catch", process_catch},   {"caught", process_caught},   {"reset", process_reset},

@@ -369,6 +369,7 @@ static bool set_mode(const char *text, bool now) {
     new_mode = (enum mode)mode;
     new_argument = argument;
     for (size_t i = 0; now && i < connection_count; i++) {
+      if (wants_server(connections[i].mode)) connections[i].greeted = true; /* by the real server */
       connections[i].mode = new_mode;
       connections[i].argument = argument;
     }

@@ -18,7 +18,7 @@ size_t etcd_metadata(const struct etcd *etcd, bool any_member, struct grpc_metad
 }
 
 static void forget(struct etcd *etcd) {
-  if (etcd->token) memset(etcd->token, 0, strlen(etcd->token));
+  if (etcd->token) explicit_bzero(etcd->token, strlen(etcd->token));
   free(etcd->token);
   etcd->token = NULL;
 }

@@ -3,10 +3,12 @@
  *
  * Reading: everything that is there, in large pieces, fed to the gRPC machine; replies that come of it wake their queues once.
  * Writing: nothing is written when a call is started. At the end of the reactor's turn etcd_link_flush() takes what all calls of
- * that turn produced and hands it to the socket in one piece.
+ * that turn produced and hands it to the socket in one piece. A link keeps only what the socket did not take; the large buffers are
+ * shared by all links of the process, which the one reactor thread serves in turn.
  *
  * Keep-alive: while calls or watches are open, a silent server is asked by an HTTP/2 PING and must answer it. Where
- * there are other members to go to, we are less patient. PINGs are kept 5 s apart: a gRPC server takes more for an attack.
+ * there are other members to go to, we are less patient. A gRPC server takes PINGs that are less than 5 s apart for an attack; ours
+ * keep a second more between them, because on the way one may be held up and the next may not.
  */
 #include <errno.h>
 #include <netinet/in.h>
@@ -25,11 +27,13 @@
 #define MESSAGE_MAX ((size_t)48 << 20)
 #define WINDOW (4 << 20)
 
-#define PING_GAP (5 * ETCD_SECOND)
+#define PING_GAP (6 * ETCD_SECOND)
 #define PATIENT_SILENCE (10 * ETCD_SECOND)
 #define PATIENT_ANSWER (5 * ETCD_SECOND)
 #define HASTY_SILENCE (2 * ETCD_SECOND)
 #define HASTY_ANSWER (2 * ETCD_SECOND)
+
+static uint8_t incoming[IN_BYTES], outgoing[OUT_BYTES];
 
 static void ready(struct kv_io *io, unsigned events);
 
@@ -49,9 +53,7 @@ struct etcd_link *etcd_link_new(struct etcd *etcd, int fd, size_t address) {
   const char *form = strchr(at->host, ':') ? "[%s]:%u" : "%s:%u";
   char authority[300];
   struct etcd_link *link = calloc(1, sizeof *link);
-  if (link) link->out = malloc(OUT_BYTES);
-  if (!etcd->in) etcd->in = malloc(IN_BYTES);
-  if (!link || !link->out || !etcd->in) goto failed;
+  if (!link) goto failed;
 #pragma GCC diagnostic push
 #pragma GCC diagnostic ignored "-Wformat-nonliteral"
   snprintf(authority, sizeof authority, form, at->host, (unsigned)at->port);
@@ -68,7 +70,6 @@ struct etcd_link *etcd_link_new(struct etcd *etcd, int fd, size_t address) {
   link->heard = kv_etcd->now();
   return link;
 failed:
-  if (link) free(link->out);
   free(link);
   close(fd);
   return NULL;
@@ -97,7 +98,7 @@ static bool trouble(struct etcd_link *link, const char *format, const char *deta
 
 static void watch_socket(struct etcd_link *link) {
   unsigned events = KV_IO_READ | link->tls_events;
-  if (link->out_from < link->out_size) events |= KV_IO_WRITE;
+  if (link->out) events |= KV_IO_WRITE;
   if (link->state == ETCD_LINK_HANDSHAKE) events = link->tls_events;
   if (events != link->io.events) kv_etcd->io_set(&link->io, events);
 }
@@ -165,30 +166,55 @@ static bool grpc_trouble(struct etcd_link *link) {
   return trouble(link, "%s", grpc_problem(link->grpc));
 }
 
+/* As much as the socket takes; how much that was, or MOVED_BROKEN. */
+static ptrdiff_t send_all(struct etcd_link *link, const uint8_t *data, size_t size) {
+  size_t done = 0;
+  while (done < size) {
+    ptrdiff_t moved = send_some(link, data + done, size - done);
+    if (moved < 0) return MOVED_BROKEN;
+    if (moved == MOVED_NOTHING) break;
+    done += (size_t)moved;
+  }
+  if (done) kv_etcd->count_bytes(link->etcd->backend, done, 0);
+  return (ptrdiff_t)done;
+}
+
+/* What was left over the last time. */
+static bool send_kept(struct etcd_link *link) {
+  if (!link->out) return true;
+  ptrdiff_t moved = send_all(link, link->out + link->out_from, link->out_size - link->out_from);
+  if (moved < 0) return false;
+  link->out_from += (size_t)moved;
+  if (link->out_from < link->out_size) return true;
+  free(link->out);
+  link->out = NULL;
+  link->out_from = link->out_size = 0;
+  return true;
+}
+
+static bool keep(struct etcd_link *link, const uint8_t *data, size_t size) {
+  link->out = malloc(size);
+  if (!link->out) return trouble(link, "%s", "out of memory");
+  memcpy(link->out, data, size);
+  link->out_size = size;
+  return true;
+}
+
 bool etcd_link_flush(struct etcd_link *link) {
-  struct etcd *etcd = link->etcd;
-  uint64_t total = 0;
-  bool good = true;
   if (link->state == ETCD_LINK_HANDSHAKE) return true;
   link->tls_events &= ~(unsigned)KV_IO_WRITE;
-  for (;;) {
-    if (link->out_from == link->out_size) {
-      ptrdiff_t made = grpc_produce(link->grpc, link->out, OUT_BYTES);
-      if (made < 0) good = grpc_trouble(link);
-      if (made <= 0) break;
-      link->out_from = 0;
-      link->out_size = (size_t)made;
-      etcd_mark_sent(etcd);
-    }
-    ptrdiff_t moved = send_some(link, link->out + link->out_from, link->out_size - link->out_from);
-    if (moved < 0) good = false;
-    if (moved <= 0) break;
-    link->out_from += (size_t)moved;
-    total += (uint64_t)moved;
+  if (!send_kept(link)) return false;
+  while (!link->out) {
+    ptrdiff_t made = grpc_produce(link->grpc, outgoing, OUT_BYTES);
+    if (made < 0) return grpc_trouble(link);
+    if (made == 0) break;
+    etcd_mark_sent(link->etcd);
+    ptrdiff_t moved = send_all(link, outgoing, (size_t)made);
+    if (moved < 0) return false;
+    if (moved < made && !keep(link, outgoing + moved, (size_t)(made - moved))) return false;
   }
-  if (total) kv_etcd->count_bytes(etcd->backend, total, 0);
-  if (good) watch_socket(link);
-  return good;
+  watch_socket(link);
+  return true;
 }
 
 /* ------------------------------------------------------------------ bytes in */
@@ -222,12 +248,12 @@ static bool receive(struct etcd_link *link) {
   uint64_t total = 0;
   bool good = true;
   for (unsigned i = 0; good && (link->tls || i < READS_PER_TURN); i++) {
-    ptrdiff_t got = receive_some(link, etcd->in, IN_BYTES);
+    ptrdiff_t got = receive_some(link, incoming, IN_BYTES);
     if (got < 0) good = false;
     if (got <= 0) break;
     total += (uint64_t)got;
     link->heard = kv_etcd->now();
-    if (!grpc_feed(link->grpc, etcd->in, (size_t)got)) good = grpc_trouble(link);
+    if (!grpc_feed(link->grpc, incoming, (size_t)got)) good = grpc_trouble(link);
     if (!link->tls && (size_t)got < IN_BYTES) break;
   }
   if (total) kv_etcd->count_bytes(etcd->backend, 0, total);
@@ -237,19 +263,10 @@ static bool receive(struct etcd_link *link) {
 static void ready(struct kv_io *io, unsigned events) {
   struct etcd_link *link = io->data;
   struct etcd *etcd = link->etcd;
-  bool good = true;
   (void)events;
-  if (link->state == ETCD_LINK_HANDSHAKE) {
-    good = handshake(link);
-  } else {
-    kv_etcd->hold_replies();
-    good = receive(link);
-    if (!good) etcd_link_broken(link);
-    kv_etcd->release_replies();
-    etcd_wake(etcd);
-    return;
-  }
-  if (!good) etcd_link_broken(link);
+  kv_etcd->hold_replies();
+  if (!(link->state == ETCD_LINK_HANDSHAKE ? handshake(link) : receive(link))) etcd_link_broken(link);
+  kv_etcd->release_replies();
   etcd_wake(etcd);
 }
 

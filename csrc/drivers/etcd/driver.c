@@ -50,9 +50,8 @@ static void destroy(void *state) {
   etcd_watches_free(etcd);
   pb_writer_free(&etcd->out);
   tls_context_free(etcd->tls);
-  if (etcd->token) memset(etcd->token, 0, strlen(etcd->token));
+  if (etcd->token) explicit_bzero(etcd->token, strlen(etcd->token));
   free(etcd->token);
-  free(etcd->in);
   free(etcd);
 }
 

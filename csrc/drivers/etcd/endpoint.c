@@ -4,7 +4,8 @@
  * Nothing is connected until there is work. A new connection proves itself first: within connect_timeout it must answer
  * Maintenance.Status, so that calls are never sent into something that is no etcd, or that accepts and is silent; what fails before that
  * was certainly not applied. Each endpoint is tried once in a round; when a round failed, everything that waits is
- * answered (the core tries again as long as the deadlines allow), and the next round begins after a back-off.
+ * answered (the core tries again as long as the deadlines allow), and the next round begins after a back-off. A member that has no
+ * leader is passed over, but where no other is to be had it will do: it still answers reads that may be old.
  *
  * etcd_service() runs at the end of a turn of the reactor in which something changed. It is the one place that decides:
  * connect, log in, start what waits, flush, let old connections go.
@@ -31,24 +32,35 @@ bool etcd_has_work(const struct etcd *etcd) {
   return !etcd_list_empty(&etcd->waiting) || !etcd_list_empty(&etcd->watches.waiting);
 }
 
-/* The store was restored from a backup, or is another one altogether: revisions we know mean nothing there. */
+/* When it is another one (restored from a backup, say), revisions that we know mean nothing there: watch.c compares. */
 void etcd_see_cluster(struct etcd *etcd, uint64_t cluster) {
   if (cluster) etcd->cluster = cluster;
 }
 
 /* ------------------------------------------------------------------ failing */
 
-static void attempt_failed(struct etcd *etcd, const char *problem) {
-  if (++etcd->attempts < etcd->config->address_count) {
-    etcd_wake(etcd);
-    return;
-  }
+/* How long the next round waits. */
+static void pause_dialling(struct etcd *etcd) {
   double pause = kv_etcd->backoff(etcd->rounds++);
   if (pause > BACKOFF_MAX) pause = BACKOFF_MAX;
-  etcd->attempts = 0;
   etcd->next_dial = kv_etcd->now() + (int64_t)(pause * (double)ETCD_SECOND);
-  etcd_fail_waiting(etcd, KV_UNAVAILABLE, problem);
+}
+
+static void attempt_failed(struct etcd *etcd, const char *problem) {
+  snprintf(etcd->problem, sizeof etcd->problem, "%s", problem);
   etcd_wake(etcd);
+  if (++etcd->attempts < etcd->config->address_count) return;
+  bool once_more = etcd->leaderless && !etcd->any_member;
+  etcd->attempts = 0;
+  etcd->any_member = once_more;
+  etcd->leaderless = false;
+  if (once_more) return;
+  pause_dialling(etcd);
+  etcd_fail_waiting(etcd, KV_UNAVAILABLE, problem);
+}
+
+const char *etcd_pause_reason(const struct etcd *etcd) {
+  return !etcd->link && !etcd->dialing && etcd->problem[0] && kv_etcd->now() < etcd->next_dial ? etcd->problem : NULL;
 }
 
 static const char *endpoint_name(const struct etcd *etcd, size_t address, char *text, size_t size) {
@@ -150,14 +162,22 @@ void etcd_link_connected(struct etcd_link *link) {
   etcd_probe(link);
 }
 
-void etcd_link_usable(struct etcd_link *link, kv_slice version) {
+void etcd_link_usable(struct etcd_link *link, kv_slice version, bool leader) {
   struct etcd *etcd = link->etcd;
   char text[64];
   if (link->state != ETCD_LINK_PROBE) return;
+  if (!leader && etcd->config->address_count > 1 && !etcd->any_member) {
+    etcd->leaderless = true;
+    etcd_link_condemn(link, "the member has no leader");
+    return;
+  }
   link->state = ETCD_LINK_READY;
+  link->leaderless = !leader;
   kv_etcd->timer_stop(&etcd->answer_timer);
-  etcd->attempts = etcd->rounds = 0;
+  etcd->attempts = 0;
+  etcd->leaderless = etcd->any_member = false;
   etcd->next_dial = 0;
+  if (leader) etcd->rounds = 0;
   snprintf(text, sizeof text, "%.*s", version.size > 60 ? 60 : (int)version.size, version.size ? version.data : "");
   report(link, true, version.size ? text : NULL);
   etcd_wake(etcd);
@@ -221,6 +241,10 @@ static void let_go(struct etcd *etcd) {
     return;
   }
   if (link->retire) blame(link);
+  if (link->leaderless) { /* all of them were tried a moment ago */
+    snprintf(etcd->problem, sizeof etcd->problem, "no member has a leader");
+    pause_dialling(etcd);
+  }
   etcd->link = NULL;
   link->state = ETCD_LINK_OLD;
   etcd_list_move(&etcd->old, &link->node);

@@ -127,7 +127,7 @@ static bool take_signed(struct pb_reader *reader, const struct pb_field *field, 
 }
 
 static bool take_revision(struct pb_reader *reader, const struct pb_field *field, uint64_t *value) {
-  if (field->type != PB_VARINT || field->value > ETCD_REVISION_MAX) return pb_reject(reader);
+  if (field->type != PB_VARINT || field->value >= ETCD_REVISION_MAX) return pb_reject(reader);
   *value = field->value;
   return true;
 }

@@ -6,6 +6,10 @@
  * sent, which is how an answer finds its watcher (a refused creation has no id to go by). When the stream ends, every watcher is given back: the
  * core opens feeds again behind what they have seen.
  *
+ * Where the store was restored from a backup, what we know of its history is void, and a watch from a revision would wait for ever
+ * or miss changes in silence. It shows by the cluster's id, or by a revision that is smaller than what was seen. Only a linearizable
+ * read tells the latter from a member that lags behind. Such a watch is lost with KV_COMPACTED, and the core lists again.
+ *
  * Events are fed as they come, but a revision is only committed when all its events are there: of a message that came in
  * fragments, the events of the last revision are held back until the next fragment. What is held is bounded.
  *
@@ -18,7 +22,7 @@
 
 #include "etcd.h"
 
-#define HELD_MAX ((size_t)64 << 20)
+#define HELD_MAX ((size_t)64 << 20) /* of all watchers together */
 #define BUCKETS_FIRST 16
 
 enum watcher_state { WATCHER_WAITING, WATCHER_CREATING, WATCHER_OPEN };
@@ -31,6 +35,7 @@ struct etcd_watcher {
   int64_t id;
   enum watcher_state state;
   struct pb_writer *held;     /* events of a revision that is not complete yet */
+  struct etcd_call *doubt;    /* asks whether the store went back in time */
 };
 
 /* ------------------------------------------------------------------ ids */
@@ -85,19 +90,20 @@ static void take_out(struct etcd_watches *watches, struct etcd_watcher *watcher)
 
 /* ------------------------------------------------------------------ watchers */
 
-static void drop_held(struct etcd_watcher *watcher) {
-  if (!watcher->held) return;
-  pb_writer_free(watcher->held);
-  free(watcher->held);
-  watcher->held = NULL;
+static void free_held(struct etcd_watches *watches, struct pb_writer *held) {
+  if (!held) return;
+  watches->held -= held->size;
+  pb_writer_free(held);
+  free(held);
 }
 
 static void watcher_free(struct etcd *etcd, struct etcd_watcher *watcher) {
   struct etcd_watches *watches = &etcd->watches;
   if (watcher->state == WATCHER_OPEN) take_out(watches, watcher);
   if (watches->feeding == watcher) watches->feeding = NULL;
+  if (watcher->doubt) watcher->doubt->watcher = NULL;
   etcd_list_remove(&watcher->node);
-  drop_held(watcher);
+  free_held(watches, watcher->held);
   free(watcher);
 }
 
@@ -116,6 +122,7 @@ static void lose(struct etcd *etcd, struct etcd_watcher *watcher, kv_code code, 
   watcher_free(etcd, watcher);
   if (feed) {
     feed->data = NULL;
+    if (code == KV_COMPACTED) feed->history = 0;
     kv_etcd->feed_lost(feed, code, "%s", problem);
   } else if (call) {
     call->watcher = NULL;
@@ -189,12 +196,16 @@ static bool send_out(struct etcd *etcd) {
   return true;
 }
 
+static void range_of(const struct etcd *etcd, const struct kv_feed *feed, struct etcd_key *key, struct etcd_key *end) {
+  if (feed->tree)
+    etcd_directory(etcd, feed->key, key, end);
+  else
+    etcd_key_of(etcd, feed->key, key);
+}
+
 static void write_feed(struct etcd *etcd, const struct kv_feed *feed) {
   struct etcd_key key, end = {.size = 0};
-  if (feed->tree)
-    etcd_directory(etcd, feed->key, &key, &end);
-  else
-    etcd_key_of(etcd, feed->key, &key);
+  range_of(etcd, feed, &key, &end);
   etcd_write_watch_create(&etcd->out, &(struct etcd_watch_create){
                                         .key = etcd_slice(&key), .end = etcd_slice(&end), .from = feed->from});
 }
@@ -211,7 +222,18 @@ static void write_place(struct etcd *etcd, const struct kv_place *place) {
                                                                   .deletes_only = true});
 }
 
+static bool of_other_history(const struct etcd *etcd, const struct etcd_watcher *watcher) {
+  const struct kv_feed *feed = watcher->feed;
+  return feed && feed->history && etcd->cluster && feed->history != etcd->cluster;
+}
+
+static const char other_history[] = "the store is another one, or was restored from a backup";
+
 static void create(struct etcd *etcd, struct etcd_watcher *watcher) {
+  if (of_other_history(etcd, watcher)) {
+    lose(etcd, watcher, KV_COMPACTED, other_history);
+    return;
+  }
   pb_clear(&etcd->out);
   if (watcher->feed)
     write_feed(etcd, watcher->feed);
@@ -245,15 +267,20 @@ static void cancel_on_server(struct etcd *etcd, int64_t id) {
   send_out(etcd); /* when it cannot be sent, the stream is ending */
 }
 
+/* The server still has it. */
+static void lose_open(struct etcd *etcd, struct etcd_watcher *watcher, kv_code code, const char *problem) {
+  int64_t id = watcher->id;
+  lose(etcd, watcher, code, problem);
+  cancel_on_server(etcd, id);
+}
+
 /* ------------------------------------------------------------------ events */
 
 /* False: the watcher is gone. */
 static bool feed_one(struct etcd *etcd, struct etcd_watcher *watcher, const struct etcd_event *event) {
   if (watcher->call) {
     if (!event->deleted) return true;
-    int64_t id = watcher->id;
-    lose(etcd, watcher, KV_OK, "");
-    cancel_on_server(etcd, id);
+    lose_open(etcd, watcher, KV_OK, "");
     return false;
   }
   const struct etcd_pair *pair = &event->pair;
@@ -270,14 +297,16 @@ static bool commit(struct etcd *etcd, struct etcd_watcher *watcher, uint64_t rev
 }
 
 /* Keep the event until the rest of its revision came. */
-static bool hold(struct etcd_watcher *watcher, const struct etcd_event *event) {
+static bool hold(struct etcd_watches *watches, struct etcd_watcher *watcher, const struct etcd_event *event) {
   if (!watcher->held) {
     watcher->held = malloc(sizeof *watcher->held);
     if (!watcher->held) return false;
     pb_writer_init(watcher->held, HELD_MAX);
   }
+  size_t before = watcher->held->size;
   pb_bytes_always(watcher->held, 11, event->raw.data, event->raw.size);
-  return !watcher->held->failed;
+  watches->held += watcher->held->size - before;
+  return !watcher->held->failed && watches->held <= HELD_MAX;
 }
 
 /* The held events, which were read well before. False: the watcher is gone. */
@@ -290,8 +319,7 @@ static bool feed_held(struct etcd *etcd, struct etcd_watcher *watcher) {
   watcher->held = NULL;
   etcd_events_init(&reader, (kv_slice){(const char *)held->data, held->size});
   while (alive && etcd_events_next(&reader, &event)) alive = feed_one(etcd, watcher, &event);
-  pb_writer_free(held);
-  free(held);
+  free_held(&etcd->watches, held);
   return alive;
 }
 
@@ -319,7 +347,7 @@ static enum fed feed_message(struct etcd *etcd, struct etcd_watcher *watcher, kv
   etcd_events_init(&reader, message);
   while (etcd_events_next(&reader, &event)) {
     if (fragment && event.pair.revision == last) {
-      if (!hold(watcher, &event)) return FED_BAD;
+      if (!hold(&etcd->watches, watcher, &event)) return FED_BAD;
       continue;
     }
     if (watcher->held && !feed_held(etcd, watcher)) return FED_GONE;
@@ -361,6 +389,62 @@ static void ended(struct etcd *etcd, struct etcd_watcher *watcher, const struct 
   if (stale) etcd_stream_cancel(&etcd->watches.stream);
 }
 
+static void encode_doubt(struct etcd_call *call, struct pb_writer *out) {
+  const struct kv_feed *feed = call->watcher->feed;
+  struct etcd_key key, end = {.size = 0};
+  range_of(call->etcd, feed, &key, &end);
+  etcd_write_range(out, &(struct etcd_range){
+                          .key = etcd_slice(&key), .end = etcd_slice(&end), .limit = 1, .keys_only = true});
+}
+
+static bool decode_doubt(struct etcd_call *call, kv_slice message) {
+  struct etcd_range_reply reply;
+  if (!etcd_read_range(message, &reply, NULL, NULL)) return false;
+  call->revision = reply.header.revision;
+  return true;
+}
+
+/* A member that lags behind will come to `from` by itself. */
+static void doubt_done(struct etcd_call *call) {
+  struct etcd *etcd = call->etcd;
+  struct etcd_watcher *watcher = call->watcher;
+  uint64_t revision = call->revision;
+  call->watcher = NULL;
+  etcd_finish(call, KV_OK, NULL);
+  if (!watcher) return;
+  watcher->doubt = NULL;
+  if (revision + 1 < watcher->feed->from)
+    lose_open(etcd, watcher, KV_COMPACTED, other_history);
+  else
+    kv_etcd->feed_connected(watcher->feed, true);
+}
+
+static bool doubt_refused(struct etcd_call *call, int status, const char *message) {
+  struct etcd *etcd = call->etcd;
+  struct etcd_watcher *watcher = call->watcher;
+  if (etcd_token_refused(etcd, status, message)) etcd_token_drop(etcd, call->token_number);
+  call->watcher = NULL;
+  etcd_finish(call, KV_OK, NULL);
+  if (!watcher) return true;
+  watcher->doubt = NULL;
+  lose_open(etcd, watcher, KV_UNAVAILABLE, message);
+  return true;
+}
+
+static const struct etcd_exchange ask_revision = {.path = "/etcdserverpb.KV/Range", .encode = encode_doubt,
+                                                  .decode = decode_doubt, .done = doubt_done, .refused = doubt_refused};
+
+static void doubt(struct etcd *etcd, struct etcd_watcher *watcher) {
+  struct etcd_call *call = etcd_ready(etcd) ? etcd_call_new(etcd, NULL) : NULL;
+  if (!call) {
+    lose_open(etcd, watcher, KV_UNAVAILABLE, "the server's revision could not be asked");
+    return;
+  }
+  call->watcher = watcher;
+  watcher->doubt = call;
+  etcd_next(call, &ask_revision);
+}
+
 static bool created(struct etcd *etcd, const struct etcd_watch_reply *reply) {
   struct etcd_watches *watches = &etcd->watches;
   if (etcd_list_empty(&watches->creating)) return false;
@@ -378,7 +462,12 @@ static bool created(struct etcd *etcd, const struct etcd_watch_reply *reply) {
   if (!insert(watches, watcher)) return false;
   watcher->state = WATCHER_OPEN;
   etcd_list_move(&watches->open, &watcher->node);
-  if (watcher->feed) kv_etcd->feed_connected(watcher->feed, true);
+  if (of_other_history(etcd, watcher))
+    lose_open(etcd, watcher, KV_COMPACTED, other_history);
+  else if (watcher->feed && reply->header.revision + 1 < watcher->feed->from)
+    doubt(etcd, watcher);
+  else if (watcher->feed)
+    kv_etcd->feed_connected(watcher->feed, true);
   return true;
 }
 
@@ -412,6 +501,7 @@ void etcd_watch_open(struct etcd *etcd, struct kv_feed *feed) {
   }
   watcher->feed = feed;
   feed->data = watcher;
+  if (!feed->history) feed->history = etcd->cluster;
   if (etcd_ready(etcd))
     create(etcd, watcher);
   else
