@@ -260,8 +260,8 @@ bench:
 	@BUILD='$(BUILD)' scripts/run-bench
 
 fuzz:
-	@$(MAKE_ALL) CC=clang SANITIZE=fuzzer,address BUILD=build/fuzzers fuzzers
-	@BUILD=build/fuzzers FUZZ_SECONDS='$(FUZZ_SECONDS)' scripts/run-fuzzers
+	@$(MAKE_ALL) CC=clang SANITIZE=fuzzer,address BUILD=$(BUILD)/fuzzers fuzzers
+	@BUILD=$(BUILD)/fuzzers FUZZ_SECONDS='$(FUZZ_SECONDS)' scripts/run-fuzzers
 
 fuzzers: $(FUZZERS)
 
