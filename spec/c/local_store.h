@@ -54,6 +54,10 @@ UNUSED static const char *new_folder(void) {
 static kv_queue *queue;
 static kv_error last_error;
 
+/* Replies that came while another one was waited for. */
+static kv_reply *early[256];
+static size_t early_count;
+
 UNUSED static double seconds_now(void) {
   struct timespec now;
   clock_gettime(CLOCK_MONOTONIC, &now);
@@ -87,7 +91,7 @@ UNUSED static void close_store(kv_store *store) {
 /* In a child after fork: nothing of the parent's is used. */
 UNUSED static void forget_parent(void) {
   queue = NULL;
-  folder[63] = 0;
+  early_count = 0;
 }
 
 /* ------------------------------------------------------------------ requests */
@@ -102,15 +106,28 @@ static struct {
 } last;
 static kv_reply *last_reply; /* freed by the next request */
 
+#define WATCH_TAG 1
+
+UNUSED static void keep_early(kv_reply *reply) {
+  if (!reply) return;
+  if (kv_reply_tag(reply) == WATCH_TAG || early_count == sizeof early / sizeof *early)
+    kv_reply_free(reply);
+  else
+    early[early_count++] = reply;
+}
+
 UNUSED static kv_reply *next_reply(uint64_t tag) {
+  for (size_t i = 0; i < early_count; i++) {
+    kv_reply *reply = early[i];
+    if (kv_reply_tag(reply) != tag) continue;
+    early[i] = early[--early_count];
+    return reply;
+  }
   for (;;) {
     kv_reply *reply = kv_queue_next(queue);
-    if (!reply) {
-      if (kv_queue_wait(queue, 30) == 0) return NULL;
-      continue;
-    }
-    if (kv_reply_tag(reply) == tag) return reply;
-    kv_reply_free(reply); /* of a watch, or of a request that a test left alone */
+    if (reply && kv_reply_tag(reply) == tag) return reply;
+    keep_early(reply);
+    if (!reply && kv_queue_wait(queue, 30) == 0) return NULL;
   }
 }
 
@@ -201,7 +218,7 @@ UNUSED static const char *list(kv_store *store, const char *directory) {
 
 UNUSED static kv_watch *watch_with(kv_store *store, const kv_watch_options *options) {
   kv_watch *watch = NULL;
-  if (kv_watch_open(store, queue, options, 1, &watch, &last_error) != KV_OK) {
+  if (kv_watch_open(store, queue, options, WATCH_TAG, &watch, &last_error) != KV_OK) {
     fprintf(stderr, "watch: %s\n", last_error.message);
     abort();
   }
@@ -215,7 +232,7 @@ UNUSED static kv_watch *watch_tree(kv_store *store, const char *directory) {
 
 /* The next event as "key=value@revision", "-key@revision", "!code" at the end, or "" when none came in time. */
 UNUSED static const char *next_event(kv_watch *watch, double seconds) {
-  static char out[600];
+  static char out[4096];
   kv_event event;
   double until = seconds_now() + seconds;
   for (;;) {
@@ -230,7 +247,7 @@ UNUSED static const char *next_event(kv_watch *watch, double seconds) {
     double left = until - seconds_now();
     if (left <= 0) return "";
     kv_queue_wait(queue, left);
-    kv_reply_free(kv_queue_next(queue));
+    keep_early(kv_queue_next(queue));
   }
 }
 
@@ -239,7 +256,7 @@ UNUSED static bool wait_synced(kv_watch *watch) {
   while (!kv_watch_synced(watch) || !kv_watch_connected(watch)) {
     if (seconds_now() > until) return false;
     kv_queue_wait(queue, 0.2);
-    kv_reply_free(kv_queue_next(queue));
+    keep_early(kv_queue_next(queue));
   }
   return true;
 }

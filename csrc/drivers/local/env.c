@@ -6,7 +6,6 @@
  * A child after fork() inherits descriptors and the map. It starts with an empty registry, and closes the descriptors whose file
  * locks would otherwise outlive the parent; LMDB's own it leaves alone.
  */
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -21,7 +20,7 @@
 #include "local.h"
 
 #define FORMAT 1
-#define MAX_READERS 1024
+#define MAX_READERS 4096 /* slots of 64 bytes; each thread that reads takes one */
 #define MAP_SIZE_MIN (UINT64_C(256) << 10)
 #define MAP_SIZE_SMALLEST_DEFAULT (UINT64_C(64) << 20)
 #define MAP_SIZE_DEFAULT (sizeof(void *) >= 8 ? UINT64_C(64) << 30 : UINT64_C(1) << 30)
@@ -30,7 +29,6 @@ static pthread_mutex_t registry = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static pthread_once_t fork_once = PTHREAD_ONCE_INIT;
 static struct kv_local_env *environments;
-static atomic_uint forks;
 
 /* ------------------------------------------------------------------ errors */
 
@@ -70,18 +68,12 @@ static void in_child(void) {
     env->owner_fd = env->process_fd = -1;
   }
   environments = NULL;
-  atomic_fetch_add(&forks, 1);
   registry = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
   changed = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
 }
 
 static void watch_forks(void) {
   pthread_atfork(before_fork, in_parent, in_child);
-}
-
-unsigned kv_local_fork_count(void) {
-  pthread_once(&fork_once, watch_forks);
-  return atomic_load(&forks);
 }
 
 int kv_local_env_keep(int *slot, int directory, const char *name, int flags) {
@@ -205,20 +197,11 @@ static char *make_temporary(int *rc) {
   return NULL;
 }
 
+/* As soon as everything is open, so that nothing stays behind however the process ends. No other process looks for it. */
 static void remove_temporary(struct kv_local_env *env) {
   static const char *const names[] = {"data.mdb", "lock.mdb", "notify", "processes"};
-  int fd = openat(env->folder_fd, "owners", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  DIR *owners = fd < 0 ? NULL : fdopendir(fd);
-  if (owners) {
-    struct dirent *entry;
-    while ((entry = readdir(owners)))
-      if (entry->d_name[0] != '.') unlinkat(fd, entry->d_name, 0);
-    closedir(owners);
-  } else if (fd >= 0) {
-    close(fd);
-  }
-  unlinkat(env->folder_fd, "owners", AT_REMOVEDIR);
   for (size_t i = 0; i < sizeof names / sizeof *names; i++) unlinkat(env->folder_fd, names[i], 0);
+  unlinkat(env->folder_fd, "owners", AT_REMOVEDIR);
   rmdir(env->path);
 }
 
@@ -261,22 +244,37 @@ static kv_code claim_process(struct kv_local_env *env, kv_error *error) {
 
 /* ------------------------------------------------------------------ opening */
 
+/* The map is as large as asked for, and larger by the reserve. When more than that is there already, nothing new may be
+ * written, but there is still room for what is needed to delete. */
+static int size_map(struct kv_local_env *env, uint64_t size, uint64_t reserve) {
+  MDB_stat stat;
+  MDB_envinfo info;
+  int rc = mdb_env_stat(env->mdb, &stat);
+  if (!rc) rc = mdb_env_info(env->mdb, &info);
+  if (rc) return rc;
+  env->page_size = stat.ms_psize;
+  env->reserve_pages = reserve / env->page_size;
+  env->map_pages = (size + reserve) / env->page_size;
+  uint64_t least = info.me_last_pgno + 1 + env->reserve_pages;
+  if (env->map_pages >= least) return 0;
+  return mdb_env_set_mapsize(env->mdb, (size_t)(least * env->page_size));
+}
+
 static int open_map(struct kv_local_env *env, uint64_t size, bool nosync) {
+  const uint64_t unit = 64 << 10; /* a multiple of every page size */
   int rc = mdb_env_create(&env->mdb);
   if (rc) return rc;
-  uint64_t reserve = size / 64;
-  if (reserve < (UINT64_C(256) << 10)) reserve = UINT64_C(256) << 10;
-  if (reserve > (UINT64_C(16) << 20)) reserve = UINT64_C(16) << 20;
-  env->page_size = (uint64_t)sysconf(_SC_PAGESIZE);
-  size = (size + env->page_size - 1) / env->page_size * env->page_size;
-  env->reserve_pages = reserve / env->page_size;
-  env->map_pages = size / env->page_size + env->reserve_pages;
+  uint64_t reserve = size / 64 / unit * unit;
+  if (reserve < 4 * unit) reserve = 4 * unit;
+  if (reserve > 256 * unit) reserve = 256 * unit;
+  size = (size + unit - 1) / unit * unit;
   env->history_bytes = size / 8 < LOCAL_HISTORY_BYTES ? size / 8 : LOCAL_HISTORY_BYTES;
   env->history_count = LOCAL_HISTORY_COUNT;
   rc = mdb_env_set_maxreaders(env->mdb, MAX_READERS);
-  if (!rc) rc = mdb_env_set_mapsize(env->mdb, (size_t)(env->map_pages * env->page_size));
+  if (!rc) rc = mdb_env_set_mapsize(env->mdb, (size_t)(size + reserve));
   unsigned flags = MDB_NOTLS | (nosync ? MDB_NOSYNC : 0u);
   if (!rc) rc = mdb_env_open(env->mdb, env->path, flags, 0660);
+  if (!rc) rc = size_map(env, size, reserve);
   if (!rc) return 0;
   mdb_env_close(env->mdb);
   env->mdb = NULL;
@@ -377,7 +375,7 @@ static int open_notify(struct kv_local_env *env) {
   return mkdirat(env->folder_fd, "owners", 0770) == 0 || errno == EEXIST ? 0 : errno;
 }
 
-static kv_code open_all(struct kv_local_env *env, const struct kv_config *config, kv_error *error) {
+static kv_code open_files(struct kv_local_env *env, const struct kv_config *config, kv_error *error) {
   kv_code code = claim_process(env, error);
   if (code == KV_OK) code = open_lmdb(env, config, error);
   if (code != KV_OK) return code;
@@ -390,11 +388,17 @@ static kv_code open_all(struct kv_local_env *env, const struct kv_config *config
   if (rc == EAGAIN || rc == EACCES) /* LMDB marks readers by process id with file locks */
     return kv_local_fail(error, KV_FAILED, "%s: another container's process with our process id has it open", env->path);
   if (rc) return kv_local_fail(error, kv_local_code(rc), "%s: %s", env->path, mdb_strerror(rc));
-  if (!env->nosync) {
+  if (!env->temporary && !config->sync_none) {
     rc = sync_folder(env->path);
     if (rc) return kv_local_fail(error, kv_local_code(rc), "%s: %s", env->path, strerror(rc));
   }
   return KV_OK;
+}
+
+static kv_code open_all(struct kv_local_env *env, const struct kv_config *config, kv_error *error) {
+  kv_code code = open_files(env, config, error);
+  if (env->temporary) remove_temporary(env);
+  return code;
 }
 
 /* ------------------------------------------------------------------ memory */
@@ -430,7 +434,6 @@ static void env_close(struct kv_local_env *env) {
   env->mdb = NULL;
   kv_local_follow_shut(env);
   if (env->folder_fd >= 0) kv_local_owner_drop(env);
-  if (env->temporary && env->folder_fd >= 0) remove_temporary(env);
   if (env->notify_fd >= 0) close(env->notify_fd);
   kv_local_env_unkeep(&env->process_fd);
   if (env->folder_fd >= 0) close(env->folder_fd);
@@ -490,7 +493,7 @@ static kv_code find_folder(struct kv_local_env *env, const struct kv_config *con
 }
 
 struct kv_local_env *kv_local_env_open(const struct kv_config *config, kv_error *error) {
-  kv_local_fork_count();
+  pthread_once(&fork_once, watch_forks);
   struct kv_local_env *fresh = env_new();
   if (!fresh) {
     kv_local_fail(error, KV_FAILED, "out of memory");
@@ -544,8 +547,9 @@ void kv_local_env_end(struct kv_local_env *env) {
   kv_local_host->post(&store->closed_task);
 }
 
-void kv_local_env_use(struct kv_local_env *env) {
+void kv_local_env_use(struct kv_local_env *env, const struct kv_config *config) {
   pthread_mutex_lock(&registry);
+  if (!config->sync_none && !env->temporary) atomic_store(&env->durable, true);
   if (env->users++ == 0) kv_local_follow_start(env);
   pthread_mutex_unlock(&registry);
 }

@@ -191,14 +191,6 @@ static bool behind(const struct kv_local_change *change, uint64_t revision, uint
   return change->revision < revision || (change->revision == revision && change->sequence < sequence);
 }
 
-/* Is everything from this change on still there? Past the newest: yes, if it is the very next one. */
-static bool reaches(const struct kv_local_change *newest, const struct kv_local_change *oldest, bool found,
-                    uint64_t revision, uint32_t sequence) {
-  if (!found) return revision == 1;
-  if (revision > newest->revision) return revision == newest->revision + 1;
-  return oldest->revision < revision || (oldest->revision == revision && oldest->sequence <= sequence);
-}
-
 static void look(struct kv_local_change *change, const MDB_val *key, const MDB_val *value, int *rc) {
   if (!*rc && !kv_local_change_read(key, value, change)) *rc = MDB_CORRUPTED;
 }
@@ -241,8 +233,7 @@ static int read_news(struct kv_local_follower *follower, MDB_txn *txn) {
   int rc = mdb_cursor_open(txn, follower->env->dbi, &cursor);
   if (rc) return rc;
   rc = kv_local_history_ends(cursor, &newest, &oldest, &found);
-  if (!rc && !found) newest.revision = 0;
-  if (!rc && !reaches(&newest, &oldest, found, follower->revision, follower->sequence)) {
+  if (!rc && !kv_local_history_reaches(&newest, &oldest, follower->revision, follower->sequence)) {
     follower->revision = newest.revision + 1;
     follower->sequence = 0;
     lose_all(follower);
@@ -294,6 +285,7 @@ static void dispatch(struct kv_local_follower *follower) {
 
 static bool watch_files(struct kv_local_follower *follower) {
   char path[4200];
+  if (follower->env->temporary) return false; /* only our own commits count */
   const char *folder = follower->env->path;
   if (follower->inotify < 0) follower->inotify = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
   if (follower->inotify < 0) return false;
@@ -307,6 +299,10 @@ static bool watch_files(struct kv_local_follower *follower) {
   return false;
 }
 
+static void poll_later(struct kv_local_follower *follower) {
+  if (!follower->env->temporary) kv_local_host->timer_set(&follower->poll_timer, kv_local_host->now() + POLL_EVERY);
+}
+
 /* From here on everything that is committed is seen. */
 static void start_listening(struct kv_local_follower *follower) {
   struct kv_local_env *env = follower->env;
@@ -317,7 +313,7 @@ static void start_listening(struct kv_local_follower *follower) {
   follower->listening = true;
   follower->polling = !watch_files(follower);
   if (follower->polling) {
-    kv_local_host->timer_set(&follower->poll_timer, kv_local_host->now() + POLL_EVERY);
+    poll_later(follower);
   } else {
     follower->io.fd = follower->inotify;
     kv_local_host->io_set(&follower->io, KV_IO_READ);
@@ -329,7 +325,7 @@ static void start_listening(struct kv_local_follower *follower) {
   if (kv_local_reader_take(env, &reader) == 0) {
     bool found = false;
     if (mdb_cursor_open(reader->txn, env->dbi, &cursor) == 0) {
-      if (kv_local_history_ends(cursor, &newest, NULL, &found) == 0) follower->revision = found ? newest.revision + 1 : 1;
+      if (kv_local_history_ends(cursor, &newest, NULL, &found) == 0) follower->revision = newest.revision + 1;
       mdb_cursor_close(cursor);
     }
     int64_t due = kv_local_next_expiry(reader->txn, env->dbi);
@@ -432,7 +428,7 @@ static void poll_due(struct kv_timer *timer) {
   struct kv_local_follower *follower = timer->data;
   if (!follower->listening) return;
   if (follower->polling) {
-    kv_local_host->timer_set(timer, kv_local_host->now() + POLL_EVERY);
+    poll_later(follower);
     if (++follower->polls % POLLS_PER_SWEEP == 0) kv_local_write_owner(follower->env, 0);
   }
   dispatch(follower);
@@ -525,7 +521,7 @@ static int catch_up(struct kv_local_feed *own) {
   rc = mdb_cursor_open(reader->txn, env->dbi, &cursor);
   if (!rc) {
     rc = kv_local_history_ends(cursor, &newest, &oldest, &found);
-    if (!rc && !reaches(&newest, &oldest, found, own->feed->from, 0)) rc = -1;
+    if (!rc && !kv_local_history_reaches(&newest, &oldest, own->feed->from, 0)) rc = -1;
     if (!rc) rc = feed_missed(own, cursor);
     mdb_cursor_close(cursor);
   }

@@ -165,7 +165,7 @@ static void *open_main(void *argument) {
   pthread_mutex_lock(&store->lock);
   bool abandoned = store->told;
   if (env && !abandoned) {
-    kv_local_env_use(env);
+    kv_local_env_use(env, store->config);
     atomic_store(&store->env, env);
   }
   store->open_error = error;
@@ -208,7 +208,7 @@ static void tell_opened(struct kv_local_store *store, const struct kv_local_env 
   int major, minor, patch;
   mdb_version(&major, &minor, &patch);
   snprintf(version, sizeof version, "LMDB %d.%d.%d", major, minor, patch);
-  kv_local_host->connected(store->backend, true, env->path, version);
+  kv_local_host->connected(store->backend, true, env->temporary ? "private and temporary" : env->path, version);
 }
 
 /* ------------------------------------------------------------------ closing */
@@ -329,7 +329,7 @@ const struct kv_driver kv_driver_local = {
   .abi = KV_DRIVER_ABI,
   .name = "local",
   .schemes = schemes,
-  .capabilities = KV_CAN_TXN | KV_CAN_TTL | KV_CAN_LOCK | KV_CAN_LEASE | KV_CAN_WATCH | KV_CAN_RESUME |
+  .capabilities = KV_CAN_MOVE | KV_CAN_TXN | KV_CAN_TTL | KV_CAN_LOCK | KV_CAN_LEASE | KV_CAN_WATCH | KV_CAN_RESUME |
                   KV_CAN_EVERY_VERSION | KV_CAN_PAGING | KV_CAN_ANY_THREAD,
   .limits = {.value_max = LOCAL_VALUE_MAX},
   .attach = attach,

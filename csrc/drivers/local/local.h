@@ -193,6 +193,7 @@ struct kv_local_env {
   uint64_t map_pages, reserve_pages, page_size;
   uint64_t history_bytes, history_count;
   atomic_uint_fast64_t owner; /* this process's id, 0 until it owned something */
+  atomic_bool durable;        /* a store wants its writes synced: then all are, as a commit is only as safe as those before it */
 
   struct kv_local_reader readers[LOCAL_READERS];
 
@@ -210,7 +211,7 @@ struct kv_local_env {
 
   /* writer thread only */
   struct kv_local_item *items;
-  bool nosync;
+  bool nosync; /* LMDB's flag */
   unsigned batches;
   size_t last_batch;
 
@@ -220,7 +221,7 @@ struct kv_local_env {
 /* Open the folder of config, or share it when this process has it open. May block on files. NULL with *error. */
 struct kv_local_env *kv_local_env_open(const struct kv_config *config, kv_error *error);
 /* A store takes it into use; kv_local_env_release() follows on the reactor. */
-void kv_local_env_use(struct kv_local_env *env);
+void kv_local_env_use(struct kv_local_env *env, const struct kv_config *config);
 /* Give it back unused, because nobody waits for it any longer [any thread but the reactor]. */
 void kv_local_env_drop(struct kv_local_env *env);
 /* Give it back (reactor). True: that was not the last reference, all is done. False: `store` is told by kv_local_store_closed() on
@@ -236,7 +237,6 @@ int kv_local_env_keep(int *slot, int directory, const char *name, int flags);
 void kv_local_env_unkeep(int *slot);
 /* Another process uses a larger map: take over its size. */
 int kv_local_env_remap(struct kv_local_env *env);
-unsigned kv_local_fork_count(void);
 
 /* Store time. */
 int64_t kv_local_now(const struct kv_local_env *env);
@@ -277,8 +277,12 @@ struct kv_local_moment {
 bool kv_local_alive(struct kv_local_moment *moment, const struct kv_local_record *record);
 bool kv_local_place_alive(struct kv_local_moment *moment, const struct kv_local_place *place);
 
-/* Newest and oldest of the history. found = false: it is empty. */
+/* Newest and oldest of the history. found = false: it is empty, and both are zero. */
 int kv_local_history_ends(MDB_cursor *cursor, struct kv_local_change *newest, struct kv_local_change *oldest, bool *found);
+
+/* Is everything from this change on still there? Behind the newest: yes, if it is the very next one. */
+bool kv_local_history_reaches(const struct kv_local_change *newest, const struct kv_local_change *oldest, uint64_t revision,
+                              uint32_t sequence);
 
 kv_code kv_local_read(struct kv_local_env *env, struct kv_op *op, bool portable, kv_error *error);
 /* QUEUE_AHEAD, QUEUE_CLAIM, QUEUE_HEAD, LEASE_REVOKE. False: it takes a write transaction to answer. */
@@ -324,7 +328,6 @@ struct kv_local_batch {
   uint32_t sequence;
   uint64_t total_bytes, total_count;
   bool changed;
-  bool needs_sync;
   bool silent, silenced;   /* the history has no room for this one: clear it instead */
   int64_t budget;          /* pages that may still be used */
 };

@@ -44,20 +44,28 @@ static bool lock_whole(int fd) {
   return fcntl(fd, F_OFD_SETLK, &lock) == 0;
 }
 
-uint64_t kv_local_owner_ensure(struct kv_local_env *env) {
-  uint64_t owner = atomic_load(&env->owner);
-  if (owner) return owner;
+static int make_file(struct kv_local_env *env, uint64_t owner) {
   char draft[64], name[64];
-  do owner = kv_local_host->random();
-  while (!owner);
   file_name(draft, sizeof draft, "new-", owner);
   file_name(name, sizeof name, "", owner);
   int fd = kv_local_env_keep(&env->owner_fd, env->folder_fd, draft, O_RDWR | O_CREAT | O_EXCL);
-  if (fd < 0) return 0;
+  if (fd < 0) return errno;
   if (!lock_whole(fd) || renameat(env->folder_fd, draft, env->folder_fd, name) != 0) {
     int reason = errno;
     unlinkat(env->folder_fd, draft, 0);
     kv_local_env_unkeep(&env->owner_fd);
+    return reason;
+  }
+  return 0;
+}
+
+uint64_t kv_local_owner_ensure(struct kv_local_env *env) {
+  uint64_t owner = atomic_load(&env->owner);
+  if (owner) return owner;
+  do owner = kv_local_host->random();
+  while (!owner);
+  int reason = env->temporary ? 0 : make_file(env, owner); /* nobody else can ask for a private store's */
+  if (reason) {
     errno = reason;
     return 0;
   }
@@ -85,6 +93,7 @@ void kv_local_owner_forget(struct kv_local_env *env, uint64_t owner) {
 
 size_t kv_local_owner_dead(struct kv_local_env *env, uint64_t *owners, size_t max) {
   size_t count = 0;
+  if (env->temporary) return 0;
   int fd = openat(env->folder_fd, "owners", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   DIR *directory = fd < 0 ? NULL : fdopendir(fd);
   if (!directory) {
@@ -102,6 +111,6 @@ size_t kv_local_owner_dead(struct kv_local_env *env, uint64_t *owners, size_t ma
 
 void kv_local_owner_drop(struct kv_local_env *env) {
   uint64_t owner = atomic_load(&env->owner);
-  if (owner) kv_local_owner_forget(env, owner);
+  if (owner && env->owner_fd >= 0) kv_local_owner_forget(env, owner);
   kv_local_env_unkeep(&env->owner_fd);
 }

@@ -5,7 +5,7 @@
  * nothing but our reader slot. A thread takes the one it had last, so threads do not meet.
  *
  * Listings are pages of the present: one that goes on at an old revision is not given that revision's state, because snapshots
- * do not outlive their call.
+ * do not outlive their call. The page's revision tells whether it is the same.
  */
 #include <sched.h>
 #include <stdio.h>
@@ -13,6 +13,8 @@
 #include <string.h>
 
 #include "local.h"
+
+#define LOOK_BACK 10000 /* records of the history, to see that a directory has not changed */
 
 /* ------------------------------------------------------------------ pooled transactions */
 
@@ -118,6 +120,8 @@ bool kv_local_place_alive(struct kv_local_moment *moment, const struct kv_local_
 int kv_local_history_ends(MDB_cursor *cursor, struct kv_local_change *newest, struct kv_local_change *oldest, bool *found) {
   MDB_val key, value;
   *found = false;
+  memset(newest, 0, sizeof *newest);
+  if (oldest) memset(oldest, 0, sizeof *oldest);
   int rc = mdb_cursor_get(cursor, &key, &value, MDB_LAST);
   if (rc == MDB_NOTFOUND) return 0;
   if (rc) return rc;
@@ -132,12 +136,10 @@ int kv_local_history_ends(MDB_cursor *cursor, struct kv_local_change *newest, st
   return kv_local_change_read(&key, &value, oldest) ? 0 : MDB_CORRUPTED;
 }
 
-static int last_revision(MDB_cursor *cursor, uint64_t *revision) {
-  struct kv_local_change newest;
-  bool found;
-  int rc = kv_local_history_ends(cursor, &newest, NULL, &found);
-  *revision = !rc && found ? newest.revision : 0;
-  return rc;
+bool kv_local_history_reaches(const struct kv_local_change *newest, const struct kv_local_change *oldest, uint64_t revision,
+                              uint32_t sequence) {
+  if (revision > newest->revision) return revision == newest->revision + 1;
+  return oldest->revision < revision || (oldest->revision == revision && oldest->sequence <= sequence);
 }
 
 /* ------------------------------------------------------------------ GET */
@@ -179,12 +181,16 @@ static int seek(struct listing *listing, struct kv_local_key *to) {
   return mdb_cursor_get(listing->cursor, &listing->key, &listing->value, MDB_SET_RANGE);
 }
 
-/* Prefix and first position. */
+static void set_prefix(struct listing *listing) {
+  struct kv_local_key *prefix = &listing->prefix;
+  kv_local_key_data(prefix, listing->op->key);
+  if (listing->op->key.size && prefix->size < sizeof prefix->bytes) prefix->bytes[prefix->size++] = '/';
+}
+
+/* To the first position. */
 static int list_begin(struct listing *listing) {
   const struct kv_op *op = listing->op;
   struct kv_local_key *prefix = &listing->prefix, from;
-  kv_local_key_data(prefix, op->key);
-  if (op->key.size && prefix->size < sizeof prefix->bytes) prefix->bytes[prefix->size++] = '/';
   if (!op->after.size || (op->flags & KV_SHALLOW)) return seek(listing, prefix);
   kv_local_key_data(&from, op->after);
   int order = memcmp(from.bytes, prefix->bytes, from.size < prefix->size ? from.size : prefix->size);
@@ -255,13 +261,46 @@ static kv_code refuse_key(struct kv_local_env *env, MDB_txn *txn, const struct k
   return kv_local_fail(error, KV_NOT_DIR, "it has a value (portable mode)");
 }
 
+/* Was nothing below the directory changed behind this revision, as far as a short look tells? */
+static bool unchanged(struct listing *listing, uint64_t revision) {
+  struct kv_local_key from;
+  struct kv_local_change change;
+  const struct kv_local_key *prefix = &listing->prefix;
+  kv_local_key_history(&from, revision + 1, 0);
+  int rc = seek(listing, &from);
+  for (int i = 0; !rc && i < LOOK_BACK; i++) {
+    if (!kv_local_change_read(&listing->key, &listing->value, &change)) return false;
+    bool of_key = change.type == LOCAL_PUT || change.type == LOCAL_DELETE;
+    if (of_key && change.key.size >= prefix->size - 1 &&
+        memcmp(change.key.data, prefix->bytes + 1, prefix->size - 1) == 0)
+      return false;
+    rc = mdb_cursor_get(listing->cursor, &listing->key, &listing->value, MDB_NEXT);
+  }
+  return rc == MDB_NOTFOUND;
+}
+
+/* The revision of this page: the one asked for, if what is there now is what was there then. Pages of a directory that is
+ * written meanwhile show it by their revisions. */
+static int list_revision(struct listing *listing) {
+  const struct kv_op *op = listing->op;
+  struct kv_local_change newest, oldest;
+  bool found;
+  int rc = kv_local_history_ends(listing->cursor, &newest, &oldest, &found);
+  if (rc) return rc;
+  bool same = op->revision && op->revision < newest.revision &&
+              kv_local_history_reaches(&newest, &oldest, op->revision + 1, 0) && unchanged(listing, op->revision);
+  listing->op->result.revision = same ? op->revision : newest.revision;
+  return 0;
+}
+
 static kv_code list(struct kv_local_env *env, MDB_txn *txn, struct kv_op *op, bool portable, kv_error *error) {
   struct listing listing = {.env = env, .op = op, .moment = {.env = env, .txn = txn}};
   kv_code code = portable ? refuse_key(env, txn, op, error) : KV_OK;
   if (code != KV_OK) return code;
   int rc = mdb_cursor_open(txn, env->dbi, &listing.cursor);
   if (rc) return fail(error, rc);
-  rc = last_revision(listing.cursor, &op->result.revision);
+  set_prefix(&listing);
+  rc = list_revision(&listing);
   if (!rc) rc = list_begin(&listing);
   while (!rc && code == KV_OK && !listing.ended && kv_local_begins(&listing.key, &listing.prefix, listing.prefix.size))
     code = list_one(&listing, &rc, error);

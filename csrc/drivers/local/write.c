@@ -20,6 +20,7 @@
 #define EXPIRE_STEP 1000    /* things that go in one commit */
 #define SPIN_NANOSECONDS 30000
 #define CHECK_READERS_EVERY 1000 /* commits */
+#define LOCAL_IN_DOUBT (-1) /* beside LMDB's and the system's errors: it may have been committed */
 
 /* ------------------------------------------------------------------ state of an op */
 
@@ -108,6 +109,23 @@ static void tell_others(struct kv_local_env *env) {
   (void)got;
 }
 
+static int set_sync(struct kv_local_env *env) {
+  bool nosync = !atomic_load(&env->durable);
+  if (nosync == env->nosync) return 0;
+  int rc = nosync ? 0 : mdb_env_sync(env->mdb, 1); /* what was committed without */
+  if (!rc) rc = mdb_env_set_flags(env->mdb, MDB_NOSYNC, nosync);
+  if (!rc) env->nosync = nosync;
+  return rc;
+}
+
+/* LMDB gives up after a failure in the very last write of a commit, which may or may not be on the disk. */
+static bool gave_up(struct kv_local_env *env) {
+  MDB_txn *txn;
+  int rc = mdb_txn_begin(env->mdb, NULL, MDB_RDONLY, &txn);
+  if (!rc) mdb_txn_abort(txn);
+  return rc == MDB_PANIC;
+}
+
 int kv_local_batch_commit(struct kv_local_batch *batch) {
   struct kv_local_env *env = batch->env;
   if (!batch->changed) {
@@ -115,16 +133,15 @@ int kv_local_batch_commit(struct kv_local_batch *batch) {
     return 0;
   }
   int rc = kv_local_history_trim(batch, false);
+  if (!rc) rc = set_sync(env);
   if (rc) {
     kv_local_batch_abort(batch);
     return rc;
   }
   int64_t due = kv_local_next_expiry(batch->txn, env->dbi);
-  bool nosync = !batch->needs_sync;
-  if (nosync != env->nosync && mdb_env_set_flags(env->mdb, MDB_NOSYNC, nosync) == 0) env->nosync = nosync;
   rc = mdb_txn_commit(batch->txn);
   pthread_mutex_unlock(&env->writing);
-  if (rc) return rc;
+  if (rc) return gave_up(env) ? LOCAL_IN_DOUBT : rc;
   tell_others(env);
   kv_local_follow_committed(env, due);
   return 0;
@@ -156,11 +173,9 @@ static bool is_full(int rc) {
 }
 
 static int apply(struct kv_local_batch *batch, struct kv_local_item *item) {
-  const struct kv_local_store *store = item->op->data;
   int64_t pages = need(batch->env, item->op);
   if (pages && pages > batch->budget) return MDB_MAP_FULL;
   batch->budget -= pages;
-  if (!store->config->sync_none && !batch->env->temporary) batch->needs_sync = true;
   return kv_local_apply(batch, item);
 }
 
@@ -168,7 +183,6 @@ static int apply(struct kv_local_batch *batch, struct kv_local_item *item) {
 static bool make_room(struct kv_local_env *env) {
   struct kv_local_batch batch;
   if (kv_local_batch_begin(&batch, env) != 0) return false;
-  batch.needs_sync = !env->nosync;
   if (kv_local_history_trim(&batch, true) != 0 || !batch.changed) {
     kv_local_batch_abort(&batch);
     return false;
@@ -196,15 +210,23 @@ static int apply_alone(struct kv_local_env *env, struct kv_local_item *item, boo
   return rc;
 }
 
+static void refuse_in_doubt(struct kv_local_item *item) {
+  reset_item(item);
+  kv_local_refuse(item, KV_UNKNOWN, "the commit failed at its end; all stores of this folder have to be opened again");
+}
+
 /* One op in a transaction of its own, with what can be done when it has no room. */
 static void run_alone(struct kv_local_env *env, struct kv_local_item *item) {
-  int rc = apply_alone(env, item, false);
+  int dead = 0, rc = apply_alone(env, item, false);
+  if (is_full(rc)) mdb_reader_check(env->mdb, &dead); /* they hold pages */
   /* Pages that are given back can be used two transactions later. */
   for (int i = 0; is_full(rc) && i < 3 && make_room(env); i++) rc = apply_alone(env, item, false);
   if (is_full(rc) && item->op->kind == KV_DELETE_TREE) rc = apply_alone(env, item, true);
   if (!rc) return;
   reset_item(item);
-  if (is_full(rc))
+  if (rc == LOCAL_IN_DOUBT)
+    refuse_in_doubt(item);
+  else if (is_full(rc))
     kv_local_refuse(item, KV_NO_SPACE, rc == MDB_MAP_FULL ? "the store is full (option map_size)" : "%s", mdb_strerror(rc));
   else
     kv_local_refuse(item, kv_local_code(rc), "%s", mdb_strerror(rc));
@@ -324,8 +346,12 @@ static void run_queue(struct kv_local_env *env) {
     kv_local_batch_abort(&batch);
   else
     rc = kv_local_batch_commit(&batch);
-  if (rc)
-    for (size_t i = 0; i < count; i++) run_alone(env, &env->items[i]);
+  for (size_t i = 0; rc && i < count; i++) {
+    if (rc == LOCAL_IN_DOUBT)
+      refuse_in_doubt(&env->items[i]);
+    else
+      run_alone(env, &env->items[i]);
+  }
   env->last_batch = count;
   answer_all(env, count);
 }
@@ -336,7 +362,6 @@ static int expire_some(struct kv_local_env *env, bool *more) {
   struct kv_local_batch batch;
   int rc = kv_local_batch_begin(&batch, env);
   if (rc) return rc;
-  batch.needs_sync = !env->nosync;
   rc = kv_local_expire(&batch, EXPIRE_STEP, more);
   if (!rc) return kv_local_batch_commit(&batch);
   kv_local_batch_abort(&batch);
@@ -354,24 +379,32 @@ static void run_due(struct kv_local_env *env) {
     kv_local_follow_committed(env, due);
     return;
   }
-  while (more && !rc) {
-    rc = expire_some(env, &more);
-    if (is_full(rc) && make_room(env)) rc = expire_some(env, &more);
+  rc = expire_some(env, &more);
+  for (int i = 0; is_full(rc) && i < 3 && make_room(env); i++) rc = expire_some(env, &more);
+  if (rc) { /* try again then */
+    kv_local_follow_committed(env, kv_local_now(env) + LOCAL_SECOND);
+    return;
   }
-  if (rc) kv_local_follow_committed(env, kv_local_now(env) + LOCAL_SECOND); /* try again then */
+  pthread_mutex_lock(&env->lock);
+  env->due = more || env->due; /* what is queued comes in between */
+  pthread_mutex_unlock(&env->lock);
 }
 
-static void purge_owner(struct kv_local_env *env, uint64_t owner) {
+static int try_to_purge(struct kv_local_env *env, uint64_t owner) {
   struct kv_local_batch batch;
   int rc = kv_local_batch_begin(&batch, env);
-  if (rc) return;
-  batch.needs_sync = !env->nosync;
+  if (rc) return rc;
   rc = kv_local_owner_purge(&batch, owner);
-  if (rc)
-    kv_local_batch_abort(&batch);
-  else
-    rc = kv_local_batch_commit(&batch);
+  if (!rc) return kv_local_batch_commit(&batch);
+  kv_local_batch_abort(&batch);
+  return rc;
+}
+
+static bool purge_owner(struct kv_local_env *env, uint64_t owner) {
+  int rc = try_to_purge(env, owner);
+  for (int i = 0; is_full(rc) && i < 3 && make_room(env); i++) rc = try_to_purge(env, owner);
   if (!rc) kv_local_owner_forget(env, owner);
+  return rc == 0;
 }
 
 static void run_owners(struct kv_local_env *env, bool sweep, uint64_t *owners, size_t count) {
@@ -379,9 +412,10 @@ static void run_owners(struct kv_local_env *env, bool sweep, uint64_t *owners, s
     if (!kv_local_owner_alive(env, owners[i])) purge_owner(env, owners[i]);
   if (!sweep) return;
   uint64_t dead[LOCAL_OWNER_JOBS];
+  bool all = true;
   count = kv_local_owner_dead(env, dead, LOCAL_OWNER_JOBS);
-  for (size_t i = 0; i < count; i++) purge_owner(env, dead[i]);
-  if (count < LOCAL_OWNER_JOBS) return;
+  for (size_t i = 0; i < count; i++) all = purge_owner(env, dead[i]) && all;
+  if (count < LOCAL_OWNER_JOBS || !all) return;
   pthread_mutex_lock(&env->lock);
   env->sweep = true; /* there may be more */
   pthread_mutex_unlock(&env->lock);
