@@ -290,7 +290,8 @@ static void lend(struct reactor *reactor) {
   reactor->recall = false;
   do {
     seen = reactor->loans;
-    if (!reactor->stop) wait_for_return(reactor);
+    /* Also when it is to stop: a borrower ends his turn first, and needs the lock for it. */
+    if (!reactor->stop || reactor->owner == OWNER_BORROWER) wait_for_return(reactor);
   } while (reactor->owner == OWNER_BORROWER || (reactor->loans != seen && !reactor->recall && !reactor->stop));
   reactor->owner = OWNER_THREAD;
   pthread_mutex_unlock(&reactor->lock);

@@ -250,6 +250,20 @@ TEST(stores_come_and_go_while_it_is_lent) {
   kv_queue_free(queue);
 }
 
+/* The reactor ends under the hands of the one who runs it. */
+TEST(the_last_store_closes_while_we_run_it) {
+  kv_queue *queue = kv_queue_new(NULL);
+  for (int i = 0; i < 20; i++) {
+    kv_store *store = open_store("moving://here");
+    CHECK(becomes_ours(store, queue));
+    kv_close(store);
+    CHECK_EQ(kv_queue_wait(queue, 0.01), 0);
+    CHECK(kv_close_wait(store, 10));
+    kv_store_free(store);
+  }
+  kv_queue_free(queue);
+}
+
 static void note_signal(int number) {
   (void)number;
 }
