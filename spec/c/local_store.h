@@ -312,6 +312,7 @@ UNUSED static struct child start_child(void (*body)(void *), void *argument) {
     child_out = up[1];
     child_in = down[0];
     forget_parent();
+    atomic_store(&check_failures, 0);
     signal(SIGPIPE, SIG_IGN);
     body(argument);
     _exit(atomic_load(&check_failures) ? 1 : 0);

@@ -260,6 +260,14 @@ static int size_map(struct kv_local_env *env, uint64_t size, uint64_t reserve) {
   return mdb_env_set_mapsize(env->mdb, (size_t)(least * env->page_size));
 }
 
+/* LMDB does so itself for its other descriptors. */
+static int close_on_exec(MDB_env *mdb) {
+  mdb_filehandle_t fd;
+  int rc = mdb_env_get_fd(mdb, &fd);
+  if (rc) return rc;
+  return fcntl(fd, F_SETFD, FD_CLOEXEC) == 0 ? 0 : errno;
+}
+
 static int open_map(struct kv_local_env *env, uint64_t size, bool nosync) {
   const uint64_t unit = 64 << 10; /* a multiple of every page size */
   int rc = mdb_env_create(&env->mdb);
@@ -274,6 +282,7 @@ static int open_map(struct kv_local_env *env, uint64_t size, bool nosync) {
   if (!rc) rc = mdb_env_set_mapsize(env->mdb, (size_t)(size + reserve));
   unsigned flags = MDB_NOTLS | (nosync ? MDB_NOSYNC : 0u);
   if (!rc) rc = mdb_env_open(env->mdb, env->path, flags, 0660);
+  if (!rc) rc = close_on_exec(env->mdb);
   if (!rc) rc = size_map(env, size, reserve);
   if (!rc) return 0;
   mdb_env_close(env->mdb);
@@ -287,8 +296,9 @@ static kv_code open_lmdb(struct kv_local_env *env, const struct kv_config *confi
   if (size > (uint64_t)SIZE_MAX / 2) return kv_local_fail(error, KV_INVALID, "map_size is too large");
   env->nosync = env->temporary || config->sync_none;
   int rc = open_map(env, size, env->nosync);
-  /* Address space may be limited (ulimit -v). */
-  while (rc == ENOMEM && !config->map_size && size > MAP_SIZE_SMALLEST_DEFAULT) rc = open_map(env, size /= 4, env->nosync);
+  /* Address space may be limited: by ulimit -v, or by a tool that we run under. */
+  while ((rc == ENOMEM || rc == EINVAL) && !config->map_size && size > MAP_SIZE_SMALLEST_DEFAULT)
+    rc = open_map(env, size /= 4, env->nosync);
   if (rc == EAGAIN || rc == EBUSY)
     return kv_local_fail(error, KV_FAILED, "%s: locked by another program", env->path);
   if (rc) return kv_local_fail(error, kv_local_code(rc), "%s: %s", env->path, mdb_strerror(rc));

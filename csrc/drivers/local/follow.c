@@ -498,7 +498,14 @@ static int feed_missed(struct kv_local_feed *own, MDB_cursor *cursor) {
   key = kv_local_val(&from);
   int rc = mdb_cursor_get(cursor, &key, &value, MDB_SET_RANGE);
   look(&change, &key, &value, &rc);
+  uint64_t revision = change.revision;
   while (!rc && behind(&change, follower->revision, follower->sequence)) {
+    /* Revision by revision, so that a watch that cannot take it all may go on from there later. */
+    if (change.revision > revision) {
+      kv_local_host->feed_commit(own->feed, revision);
+      if (follower->current != own) return 0;
+      revision = change.revision;
+    }
     if ((change.type == LOCAL_PUT || change.type == LOCAL_DELETE) && concerns(own->feed, change.key)) {
       feed_change(own->feed, &change);
       if (follower->current != own) return 0; /* closed meanwhile */
