@@ -38,7 +38,7 @@ local function numbers_of(...)
 end
 
 local function ours(lua, ...)
-  return numbers_of("env", ("LUA_CPATH=./%s/%s/?.so;;"):format(BUILD, lua), lua, "spec/bench/work.lua", ...)
+  return numbers_of("env", ("LUA_CPATH=%s/%s/?.so;;"):format(BUILD, lua), lua, "spec/bench/work.lua", ...)
 end
 
 local function h2load(port, method, frame, in_flight)
@@ -47,7 +47,7 @@ local function h2load(port, method, frame, in_flight)
     ("http://127.0.0.1:%d/etcdserverpb.KV/%s"):format(port, method))
   local failed = text:match("(%d+) failed")
   assert(failed == "0", text)
-  return {assert(tonumber(text:match("finished in [^,]+, ([%d.]+) req/s")), text)}
+  return {(assert(tonumber(text:match("finished in [^,]+, ([%d.]+) req/s")), text))}
 end
 
 local function median(list)

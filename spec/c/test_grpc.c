@@ -448,6 +448,52 @@ TEST(cancelled_queued_calls_are_forgotten) {
   pair_close(&pair);
 }
 
+static int acknowledged;
+static uint8_t acknowledged_last[8];
+
+static int count_acknowledgements(nghttp2_session *session, const nghttp2_frame *frame, void *data) {
+  (void)session;
+  (void)data;
+  if (frame->hd.type != NGHTTP2_PING || !(frame->hd.flags & NGHTTP2_FLAG_ACK)) return 0;
+  acknowledged++;
+  memcpy(acknowledged_last, frame->ping.opaque_data, 8);
+  return 0;
+}
+
+/* The server's PING is acknowledged when the owner says so, or when the next one comes: in order, and each once. */
+TEST(acknowledges_pings) {
+  struct pair pair;
+  nghttp2_session_callbacks *callbacks;
+  pair_open(&pair);
+  nghttp2_session_del(pair.server.session);
+  REQUIRE(nghttp2_session_callbacks_new(&callbacks) == 0);
+  nghttp2_session_callbacks_set_on_frame_recv_callback(callbacks, count_acknowledgements);
+  REQUIRE(nghttp2_session_server_new(&pair.server.session, callbacks, &pair.server) == 0);
+  nghttp2_session_callbacks_del(callbacks);
+  nghttp2_submit_settings(pair.server.session, NGHTTP2_FLAG_NONE, NULL, 0);
+  pump(pair.client, &pair.server, 100);
+  CHECK(!grpc_owes_acknowledgement(pair.client));
+  nghttp2_submit_ping(pair.server.session, NGHTTP2_FLAG_NONE, (const uint8_t *)"ping one");
+  pump(pair.client, &pair.server, 100);
+  CHECK(grpc_owes_acknowledgement(pair.client));
+  CHECK_EQ(acknowledged, 0);
+  nghttp2_submit_ping(pair.server.session, NGHTTP2_FLAG_NONE, (const uint8_t *)"ping two");
+  pump(pair.client, &pair.server, 100);
+  CHECK_EQ(acknowledged, 1);
+  CHECK(memcmp(acknowledged_last, "ping one", 8) == 0);
+  grpc_acknowledge(pair.client);
+  grpc_acknowledge(pair.client);
+  CHECK(!grpc_owes_acknowledgement(pair.client));
+  pump(pair.client, &pair.server, 100);
+  CHECK_EQ(acknowledged, 2);
+  CHECK(memcmp(acknowledged_last, "ping two", 8) == 0);
+  /* One who sends nothing but PINGs, and takes no answers, is not put up with. */
+  for (int i = 0; i < 1000; i++) nghttp2_submit_ping(pair.server.session, NGHTTP2_FLAG_NONE, (const uint8_t *)"ping all");
+  while (pump_down(pair.client, &pair.server, 1000)) continue;
+  CHECK(grpc_failed(pair.client));
+  pair_close(&pair);
+}
+
 TEST(ping) {
   struct pair pair;
   pair_open(&pair);

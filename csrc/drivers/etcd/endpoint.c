@@ -17,6 +17,7 @@
 #include "etcd.h"
 
 #define BACKOFF_MAX 1.0 /* seconds; a server that comes back is not to be waited for any longer */
+#define ACKNOWLEDGE_AFTER (ETCD_SECOND / 100)
 
 void etcd_wake(struct etcd *etcd) {
   kv_etcd->defer(&etcd->service);
@@ -168,6 +169,7 @@ void etcd_link_usable(struct etcd_link *link, kv_slice version, bool leader) {
   if (link->state != ETCD_LINK_PROBE) return;
   if (!leader && etcd->config->address_count > 1 && !etcd->any_member) {
     etcd->leaderless = true;
+    link->blamed = true; /* it is there, and may be needed in a moment */
     etcd_link_condemn(link, "the member has no leader");
     return;
   }
@@ -257,6 +259,7 @@ static void tend_old(struct etcd *etcd) {
   for (struct etcd_list *node = etcd->old.next, *after; node != &etcd->old; node = after) {
     struct etcd_link *link = etcd_of(struct etcd_link, node, node);
     after = node->next;
+    grpc_acknowledge(link->grpc);
     if (link->condemned || !etcd_link_flush(link))
       etcd_link_broken(link);
     else if (!grpc_calls(link->grpc))
@@ -269,6 +272,19 @@ static void tend_current(struct etcd *etcd) {
   if (link && link->condemned) etcd_link_broken(link);
   link = etcd->link;
   if (link && (link->retire || grpc_draining(link->grpc))) let_go(etcd);
+}
+
+static void acknowledge_due(struct kv_timer *timer) {
+  struct etcd *etcd = timer->data;
+  etcd->acknowledge_armed = false;
+  if (etcd->link) grpc_acknowledge(etcd->link->grpc);
+  etcd_wake(etcd);
+}
+
+static void arm_acknowledge(struct etcd *etcd) {
+  if (etcd->acknowledge_armed || !etcd->link || !grpc_owes_acknowledgement(etcd->link->grpc)) return;
+  etcd->acknowledge_armed = true;
+  kv_etcd->timer_set(&etcd->acknowledge_timer, kv_etcd->now() + ACKNOWLEDGE_AFTER);
 }
 
 void etcd_service(struct kv_task *task) {
@@ -286,6 +302,7 @@ void etcd_service(struct kv_task *task) {
   if (etcd->link && !etcd_link_flush(etcd->link)) etcd_link_broken(etcd->link);
   tend_old(etcd);
   arm_alive(etcd);
+  arm_acknowledge(etcd);
 }
 
 void etcd_endpoint_init(struct etcd *etcd) {
@@ -296,7 +313,9 @@ void etcd_endpoint_init(struct etcd *etcd) {
   etcd->dial_timer.fire = dial_due;
   etcd->answer_timer.fire = answer_late;
   etcd->alive_timer.fire = alive_due;
-  etcd->service.data = etcd->dial_timer.data = etcd->answer_timer.data = etcd->alive_timer.data = etcd;
+  etcd->acknowledge_timer.fire = acknowledge_due;
+  etcd->service.data = etcd->dial_timer.data = etcd->answer_timer.data = etcd->alive_timer.data =
+    etcd->acknowledge_timer.data = etcd;
 }
 
 void etcd_disconnect(struct etcd *etcd, const char *problem) {
@@ -305,6 +324,7 @@ void etcd_disconnect(struct etcd *etcd, const char *problem) {
   kv_etcd->timer_stop(&etcd->dial_timer);
   kv_etcd->timer_stop(&etcd->answer_timer);
   kv_etcd->timer_stop(&etcd->alive_timer);
+  kv_etcd->timer_stop(&etcd->acknowledge_timer);
   while (!etcd_list_empty(&etcd->old)) {
     struct etcd_link *link = etcd_of(struct etcd_link, node, etcd->old.next);
     snprintf(link->problem, sizeof link->problem, "%s", problem);

@@ -181,6 +181,8 @@ struct etcd {
   struct kv_timer dial_timer;  /* next_dial */
   struct kv_timer answer_timer; /* TLS and the first question must be answered */
   struct kv_timer alive_timer; /* is the server still there? */
+  struct kv_timer acknowledge_timer; /* the server's PING is to be answered */
+  bool acknowledge_armed;
   bool alive_armed;
   struct kv_task service;
   struct tls_context *tls;
