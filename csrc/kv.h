@@ -252,6 +252,10 @@ KV_API kv_reply *kv_queue_next(kv_queue *queue);
 /* Is there probably a reply? Takes no lock and no system call; now and then it says so without cause. */
 KV_API bool kv_queue_pending(const kv_queue *queue);
 
+/* The byte that tells: true when something came since kv_queue_next() last looked for more. For languages that read memory faster
+ * than they call. Valid while the queue is. */
+KV_API const bool *kv_queue_flag(const kv_queue *queue);
+
 /* Wait until a reply is there, at most `seconds` (negative: for ever). Returns 1 there is one, 0 time is up,
  * -1 interrupted by a signal. */
 KV_API int kv_queue_wait(kv_queue *queue, double seconds);

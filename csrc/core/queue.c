@@ -273,6 +273,10 @@ static int wait_for_descriptor(const kv_queue *queue, int64_t deadline) {
   return poll(&poll_fd, 1, milliseconds) < 0 && errno == EINTR ? -1 : 0;
 }
 
+const bool *kv_queue_flag(const kv_queue *queue) {
+  return (const bool *)(const void *)&queue->pending;
+}
+
 int kv_queue_wait(kv_queue *queue, double seconds) {
   if (inherited(queue)) return 0;
   int64_t deadline = seconds < 0 ? KV_NEVER : kv_deadline(kv_clock(), seconds);

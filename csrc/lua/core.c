@@ -125,17 +125,13 @@ static int core_pending(lua_State *L) {
   return 1;
 }
 
-/* pending_native() -> function, argument as light userdata, so that LuaJIT can compile the call of bool (*)(const void *) */
-static int core_pending_native(lua_State *L) {
+/* pending_flag() -> address of a byte that is not 0 when something came, as light userdata: LuaJIT compiles a read of it */
+static int core_pending_flag(lua_State *L) {
   kv_error error;
   kv_queue *queue = kvl_queue(kvl_state(L), &error);
   if (!queue) return kvl_fail(L, &error);
-  bool (*function)(const kv_queue *) = kv_queue_pending;
-  void *address;
-  memcpy(&address, &function, sizeof address);
-  lua_pushlightuserdata(L, address);
-  lua_pushlightuserdata(L, queue);
-  return 2;
+  lua_pushlightuserdata(L, (void *)(uintptr_t)kv_queue_flag(queue));
+  return 1;
 }
 
 /* ------------------------------------------------------------------ drivers */
@@ -208,7 +204,7 @@ static const luaL_Reg core_functions[] = {
     {"renew", core_renew},       {"fd", core_fd},
     {"next", core_next},         {"wait", core_wait},
     {"cancel", core_cancel},     {"pending", core_pending},
-    {"register", core_register}, {"pending_native", core_pending_native},
+    {"register", core_register}, {"pending_flag", core_pending_flag},
     {"known", core_known},       {"drivers", core_drivers},
     {"clock", core_clock},       {"canonical", core_canonical},
     {"capabilities", core_capabilities},

@@ -1,10 +1,10 @@
 --- What the files of handles share: how a call of the core ends, and how misuse of a method is told.
 --
--- A handle is a table with a metatable of its name; the core's handle is in it, and the table of its store, so that a store that
--- the program forgot stays open while something made from it is in use.
+-- A handle is a table with a metatable of its name; the core's handle is in it, and the table of its store, so that a
+-- store that the program forgot stays open while something made from it is in use.
 --
--- A method that waits must not end in a tail call: it would take its own handle off the stack, and the collector could close the
--- store under the request.
+-- A method that waits must not end in a tail call: it would take its own handle off the stack, and the collector could
+-- close the store under the request.
 local core = require("kv.core")
 local options = require("kv.options")
 local scheduler = require("kv.scheduler")
@@ -32,8 +32,8 @@ function call.check_timeout(name, timeout)
   return options.check_argument(name, "timeout", "seconds", timeout, 4)
 end
 
---- A function that gives the rest of a timeout, as the core takes it, for calls that ask more than once. `timeout` is what
--- options.timeout() gave; a negative one is the store's own.
+--- A function that gives the rest of a timeout, as the core takes it, for calls that ask more than once. `timeout` is
+-- what options.timeout() gave; a negative one is the store's own.
 function call.time_left(timeout, store)
   if timeout < 0 then timeout = core.timeout(store._store) end
   local deadline = core.clock() + timeout

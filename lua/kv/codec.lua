@@ -1,16 +1,19 @@
 --- Values as something else than byte strings.
 --
--- A store opened with a codec hands every value through it: encode(value) -> string on the way in, decode(string) -> value on the way out
--- (put, get, list, update, transactions, watches, mirrors; not the values of locks). "json" is lua-cjson's.
+-- A store opened with a codec hands every value through it: encode(value) -> string on the way in, decode(string) ->
+-- value on the way out (put, get, list, update, transactions, watches, mirrors; not the values of locks). "json" is
+-- lua-cjson's.
 --
--- A value that cannot be encoded is `invalid`: nothing was sent. One that cannot be decoded was written by somebody else: get, list and
--- their kind answer `failed` and name the key; an event of a watch or mirror comes without a value and with the reason in
--- `event.error`, because one odd key must not stop everything behind it.
+-- A value that cannot be encoded is `invalid`: nothing was sent. One that cannot be decoded was written by somebody
+-- else: get, list and their kind answer `failed` and name the key; an event of a watch or mirror comes without a value
+-- and with the reason in `event.error`, because one odd key must not stop everything behind it.
 local codec = {}
 
 local function load_json()
   local ok, cjson = pcall(require, "cjson")
-  if not ok then return nil, 'codec "json" needs lua-cjson, which cannot be loaded: ' .. tostring(cjson):match("^[^\n]*") end
+  if not ok then
+    return nil, 'codec "json" needs lua-cjson, which cannot be loaded: ' .. tostring(cjson):match("^[^\n]*")
+  end
   local own = cjson.new and cjson.new() or cjson -- its settings are ours alone
   return {encode = own.encode, decode = own.decode}
 end
@@ -39,8 +42,8 @@ function codec.encode(self, value)
   return nil, "the value cannot be encoded: " .. reason(text)
 end
 
---- The string to store for a value of a method's argument, or nil, message. Without a codec (nil) only strings will do: anything else
--- is misuse, raised `level` calls up.
+--- The string to store for a value of a method's argument, or nil, message. Without a codec (nil) only strings will do:
+-- anything else is misuse, raised `level` calls up.
 function codec.text(method, self, key, value, level)
   if self then
     if value == nil then error(("%s: a value is needed"):format(method), level) end
@@ -48,7 +51,9 @@ function codec.text(method, self, key, value, level)
     if text then return text end
     return nil, ('%s "%s": %s'):format(method, key, why)
   end
-  if type(value) ~= "string" then error(("%s: the value must be a string, got %s"):format(method, type(value)), level) end
+  if type(value) ~= "string" then
+    error(("%s: the value must be a string, got %s"):format(method, type(value)), level)
+  end
   return value
 end
 

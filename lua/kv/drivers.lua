@@ -1,7 +1,7 @@
 --- Drivers: which URL scheme wants which, loaded when a URL first asks for it.
 --
--- A driver is a module kv.driver.NAME that returns the address of its table. So a library that is missing costs one backend, and one
--- that nobody asks for is not in the process.
+-- A driver is a module kv.driver.NAME that returns the address of its table. So a library that is missing costs one
+-- backend, and one that nobody asks for is not in the process.
 local core = require("kv.core")
 
 local drivers = {}
@@ -54,8 +54,8 @@ local function load_driver(name)
   return true
 end
 
---- See to it that the scheme of a URL is known to the core. Returns true, also for what has no scheme (the core says what is wrong
--- with it), or nil, message, code.
+--- See to it that the scheme of a URL is known to the core. Returns true, also for what has no scheme (the core says
+-- what is wrong with it), or nil, message, code.
 function drivers.need(url)
   local scheme = url:match("^(%a[%w+.-]*):")
   if not scheme or core.known(scheme) then return true end
@@ -68,7 +68,9 @@ function drivers.need(url)
       problem = problem or message
     end
   end
-  if problem then return nil, ("kv.open: the driver for %s: cannot be loaded: %s"):format(scheme, problem), "unsupported" end
+  if problem then
+    return nil, ("kv.open: the driver for %s: cannot be loaded: %s"):format(scheme, problem), "unsupported"
+  end
   return nil, ("kv.open: no backend is installed for %s: (%s)"):format(scheme, there()), "unsupported"
 end
 

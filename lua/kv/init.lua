@@ -5,7 +5,8 @@
 --     assert(store:put("greeting", "hello"))
 --     print(assert(store:get("greeting")).value)
 --
--- Success returns a value, failure nil, message, code. Misuse (a wrong type, an unknown option) raises an error. Times are seconds.
+-- Success returns a value, failure nil, message, code. Misuse (a wrong type, an unknown option) raises an error. Times
+-- are seconds.
 local codec = require("kv.codec")
 local core = require("kv.core")
 local drivers = require("kv.drivers")
@@ -61,9 +62,9 @@ end
 
 --- Open a store. No I/O: the first operation connects.
 -- @tparam[opt] string url without it $KV_URL, else "local:"
--- @tparam[opt] table opts prefix, timeout (5), connect_timeout (2), username, password, token, datacenter, session_ttl (15),
---   tls = {ca, cert, key, verify = true, server_name}, acl, leading_slash (true), consistency ("strong"), codec, portable (false),
---   sync ("full"), map_size, socket_dir
+-- @tparam[opt] table opts prefix, timeout (5), connect_timeout (2), username, password, token, datacenter, session_ttl
+--   (15), tls = {ca, cert, key, verify = true, server_name}, acl, leading_slash (true), consistency ("strong"), codec,
+--   portable (false), sync ("full"), map_size, socket_dir
 -- @treturn[1] kv.store
 -- @return[2] nil, message, code
 function kv.open(url, opts, extra)
@@ -101,8 +102,9 @@ kv.fd = scheduler.fd
 kv.step = scheduler.step
 
 --- Choose the event loop that waits.
--- @tparam string|table|nil loop the name of one that the module knows; or hooks of your own: current() -> may the caller wait by
---   wait()?, wait(waiter, seconds or nil), wake(waiter), with kv.fd() and kv.step() called by your loop; nil for none
+-- @tparam string|table|nil loop the name of one that the module knows; or hooks of your own: current() -> may the
+--   caller wait by wait()?, wait(waiter, seconds or nil), wake(waiter), with kv.fd() and kv.step() called by your loop;
+--   nil for none
 -- @return true, or nil, message, "unsupported"
 function kv.use(loop, extra)
   if extra ~= nil then error("kv.use: too many arguments", 2) end
@@ -112,7 +114,9 @@ function kv.use(loop, extra)
   end
   if type(loop) ~= "string" then error(("kv.use: a name or a table is needed, got %s"):format(type(loop)), 2) end
   local ok, hooks = pcall(require, "kv.host." .. loop)
-  if not ok then return nil, ('kv.use: the event loop "%s" is not there in this version'):format(loop), "unsupported" end
+  if not ok then
+    return nil, ('kv.use: the event loop "%s" is not there in this version'):format(loop), "unsupported"
+  end
   scheduler.set_host(hooks)
   return true
 end

@@ -1,7 +1,7 @@
 --- Listings: pages of the core, joined to one table or given out one by one.
 --
--- All pages of a listing are read at the revision of the first, where the backend can. If that is compacted away meanwhile, list()
--- begins again; pages() goes on with what is there now, because its first pages are gone already.
+-- All pages of a listing are read at the revision of the first, where the backend can. If that is compacted away
+-- meanwhile, list() begins again; pages() goes on with what is there now, because its first pages are gone already.
 local call = require("kv.call")
 local codec = require("kv.codec")
 local core = require("kv.core")
@@ -37,33 +37,31 @@ end
 -- What goes on from page to page: where, at which revision, how many are still wanted.
 local function new_state(store, dir, opts)
   opts = opts or NOTHING
-  return {store = store, dir = dir, flags = flags_of(opts), keys_only = opts.keys_only == true, after = opts.after or "",
-    limit = opts.limit or 0, revision = 0}
+  return {store = store, dir = dir, flags = flags_of(opts), keys_only = opts.keys_only == true,
+    after = opts.after or "", limit = opts.limit or 0, revision = 0}
 end
 
 -- Append the next page to `found`, which has `count`. Returns the new count, more; or nil, message, code.
 local function next_page(state, found, count, timeout)
   local store = state.store
-  local page, revision, more = call.finish(core.list(store._store, state.dir, state.flags, timeout, state.after, state.limit,
-    state.revision))
+  local page, revision, more = call.finish(core.list(store._store, state.dir, state.flags, timeout, state.after,
+    state.limit, state.revision))
   if not page then return nil, revision, more end
-  local before, last = count, nil
-  count, last = core.page_append(page, found, count, state.keys_only)
-  state.revision = revision
-  if last then state.after = last end
+  local sum, last = core.page_append(page, found, count, state.keys_only)
+  state.revision, state.after = revision, last or state.after
   if store._codec and not state.keys_only then
-    local message, code = decode(store, found, before + 1)
+    local message, code = decode(store, found, count + 1)
     if message then return nil, message, code end
   end
-  return count, more and count > before
+  return sum, more and sum > count
 end
 
 local function try_all(state, left)
-  local found, count, more, code = {}, 0, nil, nil
-  local wanted = state.limit
+  local found, wanted = {}, state.limit
   repeat
-    if wanted > 0 then state.limit = wanted - count end
-    count, more, code = next_page(state, found, count, left())
+    local have = #found
+    if wanted > 0 then state.limit = wanted - have end
+    local count, more, code = next_page(state, found, have, left())
     if not count then return nil, more, code end
   until not more or (wanted > 0 and count >= wanted)
   return found, state.revision

@@ -16,7 +16,8 @@ end
 
 --- Get in line, and wait until it is ours.
 -- @tparam[opt] number timeout seconds; without one here or in the lock's options it waits for ever, 0 tries once
--- @return the lock, now held (lock.token, lock.ttl tell of it), or nil, message, code: "timeout", "held" when this handle has it
+-- @return the lock, now held (lock.token, lock.ttl tell of it), or nil, message, code: "timeout", "held" when this
+--   handle has it
 function Lock:acquire(timeout, extra)
   if getmetatable(self) ~= NAME then call.wrong_self("lock:acquire") end
   if extra ~= nil then error("lock:acquire: too many arguments", 2) end
@@ -107,7 +108,8 @@ function lock.new(store, name, opts)
   opts = opts or {}
   local handle, message, code = core.lock_new(store._store, name, opts.ttl or -1, opts.value or "", opts.interop or nil)
   if not handle then return nil, message, code end
-  return setmetatable({_lock = handle, _owner = store, _name = name, _timeout = opts.timeout, ttl = core.lock_ttl(handle)}, meta)
+  local self = {_lock = handle, _owner = store, _name = name, _timeout = opts.timeout, ttl = core.lock_ttl(handle)}
+  return setmetatable(self, meta)
 end
 
 -- After the function: let go, and say so if the lock was gone before it had ended.

@@ -1,16 +1,17 @@
 --- Mirrors: a live copy of a directory in memory, fed by a watch.
 --
--- Reading is a table read. In kv.run and kv.step the loop feeds the mirror; outside of a loop every call of the module does, and the
--- reading methods look for news first, which costs no system call.
+-- Reading is a table read. In kv.run and kv.step the loop feeds the mirror; outside of a loop every call of the module
+-- does, and the reading methods look for news first, which costs no system call.
 local call = require("kv.call")
 local codec = require("kv.codec")
 local core = require("kv.core")
+local news = require("kv.news")
 local scheduler = require("kv.scheduler")
 
 local NAME = "kv.mirror"
 local Mirror, meta = call.class(NAME)
 
-local poll = scheduler.poll
+local poll = news.poll
 
 -- ------------------------------------------------------------------ feeding
 
@@ -95,7 +96,8 @@ function Mirror:pair(key)
   if other then return self._pairs[other] end
 end
 
---- Iterate over all: for key, value in mirror:pairs() do. The order is none; what changes meanwhile may or may not be seen.
+--- Iterate over all: for key, value in mirror:pairs() do. The order is none; what changes meanwhile may or may not be
+-- seen.
 function Mirror:pairs()
   if getmetatable(self) ~= NAME then call.wrong_self("mirror:pairs") end
   poll()
@@ -142,7 +144,8 @@ function Mirror:wait_ready(timeout, extra)
   return true
 end
 
---- Seconds since the mirror was last known to be current: 0 while it is in step with a server, math.huge before the first time.
+--- Seconds since the mirror was last known to be current: 0 while it is in step with a server, math.huge before the
+-- first time.
 -- @treturn number
 function Mirror:age()
   if getmetatable(self) ~= NAME then call.wrong_self("mirror:age") end
@@ -159,8 +162,9 @@ function Mirror:revision()
   return self._revision
 end
 
---- Have fn(event) called after each change of the mirror, the first state's included where it has not arrived yet. fn must not wait.
--- The store keeps the mirror from then on, until close(). What fn raises is raised by kv.run, kv.step, or the next call on the mirror.
+--- Have fn(event) called after each change of the mirror, the first state's included where it has not arrived yet. fn
+-- must not wait. The store keeps the mirror from then on, until close(). What fn raises is raised by kv.run, kv.step,
+-- or the next call on the mirror.
 -- @tparam function fn
 -- @return the mirror
 function Mirror:on_change(fn)
@@ -198,11 +202,14 @@ local mirror = {}
 
 --- A mirror of a directory of a store, with checked options; nil, message, code.
 function mirror.open(store, dir, opts)
-  local handle, tag, code = core.watch_open(store._store, dir, true, false, nil, false, opts ~= nil and opts.prev == true)
+  local prev = opts ~= nil and opts.prev == true
+  local handle, tag, code = core.watch_open(store._store, dir, true, false, nil, false, prev)
   if not handle then return nil, tag, code end
-  local self = setmetatable({_watch = handle, _tag = tag, _key = dir, _codec = store._codec, _owner = store, _values = {},
-    _pairs = {}, _size = 0, _revision = 0, _callbacks = {}, _waiters = {}, _closed = false, _ready_now = false}, meta)
+  local self = setmetatable({_watch = handle, _tag = tag, _key = dir, _codec = store._codec, _owner = store,
+    _values = {}, _pairs = {}, _size = 0, _revision = 0, _callbacks = {}, _waiters = {}, _closed = false,
+    _ready_now = false}, meta)
   scheduler.watch(tag, self)
+  news.attach()
   return self
 end
 

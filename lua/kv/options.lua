@@ -1,8 +1,9 @@
 --- What each function takes in its options table, and how wrong arguments are told.
 --
--- A wrong type or an unknown name is misuse: an error at the caller's line that names the function and the option. A value of the right
--- type that can never be accepted (timeout = -1) is a failure like any other: nil, message, "invalid". So checks return a message, or
--- nil when all is well, and raise for misuse; their callers are the API's functions, hence the level 3 below.
+-- A wrong type or an unknown name is misuse: an error at the caller's line that names the function and the option. A
+-- value of the right type that can never be accepted (timeout = -1) is a failure like any other: nil, message,
+-- "invalid". So checks return a message, or nil when all is well, and raise for misuse; their callers are the API's
+-- functions, hence the level 3 below.
 local options = {}
 
 -- Flags of requests, as in kv.h.
@@ -13,6 +14,11 @@ local MAX_REVISION = 2 ^ 53
 --- A timeout of 0, for a core that reads 0 as "the default".
 options.TINY = 1e-9
 
+-- A whole number from 0 on, exact in a double; NaN is none.
+local function is_whole(value)
+  return value >= 0 and value < MAX_REVISION and value % 1 == 0
+end
+
 -- ------------------------------------------------------------------ kinds of values
 
 -- Each returns nil, "type" for misuse, "message" for a value that cannot be.
@@ -20,12 +26,12 @@ local kinds = {}
 
 function kinds.seconds(value)
   if type(value) ~= "number" then return "a number of seconds" end
-  if not (value >= 0) then return nil, "must be a number of seconds, 0 or more" end
+  if value ~= value or value < 0 then return nil, "must be a number of seconds, 0 or more" end
 end
 
 function kinds.positive(value)
   if type(value) ~= "number" then return "a number of seconds" end
-  if not (value > 0) or value == math.huge then return nil, "must be a number of seconds larger than 0" end
+  if value ~= value or value <= 0 or value == math.huge then return nil, "must be a number of seconds larger than 0" end
 end
 
 function kinds.boolean(value)
@@ -38,12 +44,12 @@ end
 
 function kinds.count(value)
   if type(value) ~= "number" then return "a number" end
-  if not (value >= 1) or value % 1 ~= 0 or value >= MAX_REVISION then return nil, "must be a whole number of at least 1" end
+  if not is_whole(value) or value < 1 then return nil, "must be a whole number of at least 1" end
 end
 
 function kinds.revision(value)
   if type(value) ~= "number" then return "a revision (a number)" end
-  if not (value >= 0) or value % 1 ~= 0 or value >= MAX_REVISION then return nil, "must be a revision" end
+  if not is_whole(value) then return nil, "must be a revision" end
 end
 
 function kinds.consistency(value)
@@ -112,7 +118,8 @@ options.specs = {
 
 -- ------------------------------------------------------------------ checking
 
---- Check an options table (or nil) against a spec. Returns nil, or what is wrong with a value. Raises for misuse, `level` calls up.
+--- Check an options table (or nil) against a spec. Returns nil, or what is wrong with a value. Raises for misuse,
+-- `level` calls up.
 function options.check(name, spec, opts, level)
   if opts == nil then return nil end
   level = (level or 3)
@@ -169,7 +176,7 @@ function options.revision_of(name, previous, level)
     error(("%s: previous must be a pair or a revision, got %s"):format(name, type(previous) == "table"
       and "a table without a revision" or type(previous)), level or 3)
   end
-  if not (revision >= 0) or revision % 1 ~= 0 or revision >= MAX_REVISION then
+  if not is_whole(revision) then
     return nil, ("%s: previous is no revision"):format(name)
   end
   return revision

@@ -58,7 +58,8 @@ end
 -- @param items array
 -- @param send function(item) -> what a function of the core returns
 -- @param taken function(item, results...) -> message, code when it failed
--- @return true, or nil, message, code of the first failure; nothing more is sent after one, and all that was sent is waited for
+-- @return true, or nil, message, code of the first failure; nothing more is sent after one, and all that was sent is
+--   waited for
 function pipeline.run(items, send, taken)
   local self = setmetatable({items = {}, ids = {}, in_flight = 0, taken = taken}, Pipeline)
   for _, item in ipairs(items) do

@@ -1,21 +1,27 @@
 --- Who waits for what: tasks of kv.run, callers that block, and coroutines of another event loop.
 --
--- Everything that is asked of the core is known by a tag, and comes back through one queue. `waiting[tag]` is who gets it:
---   a task               resumed with the results
---   BLOCKED              a caller that cannot yield: it runs the queue itself until its own answer is there
---   a table with answer  anything else: a group of requests, a coroutine of a host's loop
+-- Everything that is asked of the core is known by a tag, and comes back through one queue. `waiting[tag]` gets it:
+--     a task               resumed with the results
+--     BLOCKED              a caller that cannot yield: it runs the queue itself until its own answer is there
+--     a table with answer  anything else: a group of requests, a coroutine of a host's loop
 -- A watch has a tag for life; `watching` holds whoever is told when it has something.
 --
--- There are two ways to wait. await(tag, id) waits for an answer of the core. park(waiter, deadline) waits until wake(waiter), for
--- conditions that Lua itself decides: an event of a watch, the end of a task, a time.
+-- There are two ways to wait. await(tag, id) waits for an answer of the core. park(waiter, deadline) waits until
+-- wake(waiter), for conditions that Lua itself decides: an event of a watch, the end of a task, a time.
 --
--- Tasks are resumed by the loop only, never from inside another one. A host's event loop is a table of hooks, see use().
+-- A task cannot yield everywhere: not inside of pcall on 5.1, nor below a C function such as table.sort. The error that
+-- Lua raises then may be caught by the program, which goes on. So a task remembers what it waits for (task.waits,
+-- task.waiter), and an answer for something else is dropped.
+--
+-- Tasks are resumed by the loop only, never from inside another one. A host's event loop is a table of hooks, see
+-- set_host().
 local core = require("kv.core")
 local Timers = require("kv.timers")
 
 local unpack = table.unpack or unpack -- luacheck: ignore 143
 local create, resume, status, running = coroutine.create, coroutine.resume, coroutine.status, coroutine.running
 local yield = coroutine.yield
+local close_coroutine = rawget(coroutine, "close") -- 5.4
 local next_reply, pending, clock = core.next, core.pending, core.clock
 
 local scheduler = {}
@@ -36,7 +42,7 @@ local arrived = {}                                  -- tag -> packed answer of a
 local timers = Timers.new()
 local ready, first, last = {}, 1, 0                 -- FIFO of tasks
 local tasks = {}                                    -- all that are not done -> true
-local alive = 0                                     -- of these, those that keep kv.run going
+local alive = 0                                     -- how many these are
 local outside = 0                                   -- tasks that only the core can wake
 local failures = {}                                 -- errors that nobody has joined yet
 local current                                       -- the task that runs now
@@ -57,7 +63,8 @@ end)()
 local Task = {}
 Task.__index = Task
 
---- The task that the caller runs in, or nil: also nil in a coroutine that the program made itself, which must not yield to us.
+--- The task that the caller runs in, or nil: also nil in a coroutine that the program made itself, which must not yield
+-- to us.
 local function current_task()
   if current and running() == current.co then return current end
 end
@@ -87,7 +94,7 @@ end
 local function finish(task, ok, ...)
   task.done, task.ok = true, ok
   tasks[task] = nil
-  if not task.daemon then alive = alive - 1 end
+  alive = alive - 1
   if ok then
     task.values = pack(...)
   else
@@ -99,10 +106,18 @@ local function finish(task, ok, ...)
   task.joiners = {}
 end
 
+-- The task waits for nothing that it began to wait for before.
+local function forget_waits(task)
+  if task.waits then core.cancel(task.id) end
+  task.waits, task.id, task.waiter = nil, nil, nil
+end
+
 local function after(task, ...)
   current = nil
   if status(task.main) == "dead" then return finish(task, ...) end
-  if select(2, ...) ~= TOKEN then make_ready(task) end -- the program yielded by itself: others get a turn
+  if select(2, ...) == TOKEN then return end
+  forget_waits(task)
+  make_ready(task) -- the program yielded by itself: others get a turn
 end
 
 local function run_task(task, ...)
@@ -131,7 +146,8 @@ local function deliver(direct, tag, ...)
     waiting[tag] = nil
     if waiter.main then
       outside = outside - 1
-      waiter.id = nil
+      if waiter.waits ~= tag then return end
+      waiter.waits, waiter.id = nil, nil
       if direct then return run_task(waiter, ...) end
       return make_ready(waiter, ...)
     end
@@ -173,14 +189,12 @@ local function raise_kept()
   error(problem, 0)
 end
 
---- Hand out what is in the queue without waiting, when no loop does it. Outside of a loop every call of the module does this first.
--- Raises what a callback has raised since.
+--- Hand out what is in the queue without waiting, when no loop does it. Outside of a loop every call of the module does
+-- this first. Raises what a callback has raised since.
 function scheduler.poll()
   if raised then raise_kept() end
   if looping or not pending() then return end
-  for _ = 1, REPLIES_AT_ONCE do
-    if not handle(false, next_reply()) then break end
-  end
+  while handle(false, next_reply()) do end -- to the end: the sign that something came is gone after the first
   if raised then raise_kept() end
 end
 
@@ -256,7 +270,8 @@ end
 function scheduler.await(tag, id)
   local task = current_task()
   if task then
-    waiting[tag], task.id = task, id
+    forget_waits(task)
+    waiting[tag], task.waits, task.id = task, tag, id
     outside = outside + 1
     if task.cancelling then
       task.cancelling = nil
@@ -282,14 +297,19 @@ end
 
 -- ------------------------------------------------------------------ waiting for a condition
 
+local function wake_task(task, waiter)
+  if task.dropped then return end
+  if waiter.outside then outside = outside - 1 end
+  if task.waiter == waiter then make_ready(task) end
+end
+
 --- Wake who is parked with this waiter. Once; later calls do nothing.
 function scheduler.wake(waiter)
   if waiter.state then return end
   waiter.state = "woken"
   if waiter.timer then timers:stop(waiter.timer) end
   if waiter.task then
-    if waiter.outside then outside = outside - 1 end
-    make_ready(waiter.task)
+    wake_task(waiter.task, waiter)
   elseif waiter.host then
     waiter.host.wake(waiter)
   end
@@ -307,6 +327,7 @@ local function park_task(task, waiter, deadline)
     waiter.state = "cancelled"
     return waiter.state
   end
+  forget_waits(task)
   waiter.task, task.waiter = task, waiter
   if deadline then waiter.timer = timers:add(deadline, waiter) end
   if waiter.outside then outside = outside + 1 end
@@ -396,8 +417,8 @@ local function turn()
   return run_timers() or busy
 end
 
--- The first error that nobody can join any more. The handle of a task that failed is looked for by a full collection, once:
--- a failure is rare, and waiting for the end of everything would hide it.
+-- The first error that nobody can join any more. The handle of a task that failed is looked for by a full collection,
+-- once: a failure is rare, and waiting for the end of everything would hide it.
 local function unjoined(at_end)
   if #failures == 0 then return nil end
   local index, fresh = 1, false
@@ -421,7 +442,7 @@ end
 local function deadlock()
   local lines = {"kv.run: all tasks wait for each other and nothing is in flight"}
   for task in pairs(tasks) do
-    if not task.daemon and #lines <= 3 then lines[#lines + 1] = debug.traceback(task.main, "a task waits here:") end
+    if #lines <= 3 then lines[#lines + 1] = debug.traceback(task.main, "a task waits here:") end
   end
   error(table.concat(lines, "\n"), 0)
 end
@@ -459,18 +480,22 @@ local function loop()
   if fatal then error(fatal.problem, 0) end
 end
 
+local function drop(task)
+  task.dropped = true
+  if task.waits then core.cancel(task.id) end
+  if task.waiter and task.waiter.timer then timers:stop(task.waiter.timer) end
+  if close_coroutine and status(task.main) ~= "dead" then pcall(close_coroutine, task.main) end -- its <close> variables
+end
+
 -- Leave nothing behind: whatever is still there waits for nothing any more.
 local function drop_tasks()
+  local all = tasks
   for tag, waiter in pairs(waiting) do
-    if waiter.main then
-      waiting[tag] = nil
-      core.cancel(waiter.id)
-    end
+    if waiter.main then waiting[tag] = nil end
   end
-  for task in pairs(tasks) do task.dropped = true end
   for index = first, last do ready[index] = nil end
   first, last, tasks, alive, outside, failures, current = 1, 0, {}, 0, 0, {}, nil
-  timers = Timers.new()
+  for task in pairs(all) do drop(task) end
 end
 
 local function need_function(name, fn)
@@ -481,7 +506,8 @@ end
 -- @tparam function fn
 -- @param ... its arguments
 -- @return what fn returned
--- Raises what fn raised, or what a task raised that nobody joins, with its traceback; and says so when all tasks wait for each other.
+-- Raises what fn raised, or what a task raised that nobody joins, with its traceback; and says so when all tasks wait
+-- for each other.
 function scheduler.run(fn, ...)
   need_function("run", fn)
   if looping then error("kv.run: it is running already; use kv.spawn", 2) end
@@ -507,18 +533,11 @@ function scheduler.spawn(fn, ...)
   return (new_task(fn, ...))
 end
 
---- As spawn, for the module's own work: it does not keep kv.run going.
-function scheduler.spawn_daemon(fn, ...)
-  local task = new_task(fn, ...)
-  task.daemon = true
-  return task
-end
-
 --- Wait. In a task others go on meanwhile; with 0 they get one turn.
 -- @tparam number seconds
 -- @return true, or nil, message, "cancelled"
 function scheduler.sleep(seconds)
-  if type(seconds) ~= "number" or not (seconds >= 0) then
+  if type(seconds) ~= "number" or seconds ~= seconds or seconds < 0 then
     error(("kv.sleep: seconds must be a number of at least 0, got %s"):format(tostring(seconds)), 2)
   end
   if scheduler.park({}, clock() + seconds) == "cancelled" then
@@ -531,9 +550,10 @@ end
 
 --- Wait for the end of the task.
 -- @tparam[opt] number timeout seconds; without it as long as it takes
--- @return what the task returned, or nil, message, code ("timeout", "cancelled": of the wait). Raises what the task raised, with its traceback.
+-- @return what the task returned, or nil, message, code ("timeout", "cancelled": of the wait). Raises what the task
+--   raised, with its traceback.
 function Task:join(timeout)
-  if timeout ~= nil and (type(timeout) ~= "number" or not (timeout >= 0)) then
+  if timeout ~= nil and (type(timeout) ~= "number" or timeout ~= timeout or timeout < 0) then
     error(("task:join: timeout must be a number of at least 0, got %s"):format(tostring(timeout)), 2)
   end
   if not self.done then
@@ -572,7 +592,8 @@ function Task:cancel()
 end
 
 function Task:__tostring()
-  return ("kv.task (%s)"):format(self.done and (self.ok and "done" or "failed") or self.dropped and "dropped" or "alive")
+  if self.done then return self.ok and "kv.task (done)" or "kv.task (failed)" end
+  return self.dropped and "kv.task (dropped)" or "kv.task (alive)"
 end
 
 -- ------------------------------------------------------------------ protected calls
@@ -581,21 +602,15 @@ local function pass(task, outer, co, ok, ...)
   if status(co) == "suspended" then return pass(task, outer, co, resume(co, yield(...))) end
   task.co = outer
   if ok then return true, ... end
-  return false, (...), debug.traceback(co, type((...)) == "string" and (...) or nil)
+  return false, (...)
 end
 
--- PUC 5.1 cannot yield across pcall: the function gets a coroutine of its own, whose yields are passed on. Returns ok, results... or
--- false, error, traceback.
+-- PUC 5.1 cannot yield across pcall: the function gets a coroutine of its own, whose yields are passed on.
 local function call_in_coroutine(task, fn, ...)
   local co = create(function(...) return fn(...) end)
   local outer = task.co
   task.co = co
   return pass(task, outer, co, resume(co, ...))
-end
-
-local function two(ok, ...)
-  if ok then return ok, ... end
-  return false, (...)
 end
 
 --- As pcall, and operations inside may yield, on 5.1 too.
@@ -605,27 +620,7 @@ end
 function scheduler.pcall(fn, ...)
   local task = not scheduler.yields_across_pcall and current_task()
   if not task then return pcall(fn, ...) end
-  return two(call_in_coroutine(task, fn, ...))
-end
-
-local function traced(err)
-  if type(err) ~= "string" or err:find("\nstack traceback:", 1, true) then return err end
-  return debug.traceback(err, 2)
-end
-
-local function with_trace(ok, ...)
-  if ok then return ok, ... end
-  local err, trace = ...
-  if type(err) == "string" and not err:find("\nstack traceback:", 1, true) then err = trace end
-  return false, err
-end
-
---- As scheduler.pcall, with the traceback added to an error that is a string.
-function scheduler.protect(fn, ...)
-  local task = not scheduler.yields_across_pcall and current_task()
-  if task then return with_trace(call_in_coroutine(task, fn, ...)) end
-  local arguments, count = {...}, select("#", ...)
-  return xpcall(function() return fn(unpack(arguments, 1, count)) end, traced)
+  return call_in_coroutine(task, fn, ...)
 end
 
 -- ------------------------------------------------------------------ other loops
@@ -643,7 +638,8 @@ function scheduler.set_host(hooks)
   host = hooks
 end
 
---- One descriptor that is readable when kv.step() has something to do. It belongs to the module: poll it, never read or close it.
+--- One descriptor that is readable when kv.step() has something to do. It belongs to the module: poll it, never read or
+-- close it.
 -- @treturn[1] integer
 -- @return[2] nil, message, code
 function scheduler.fd()

@@ -1,7 +1,7 @@
 --- Stores: what kv.open returns.
 --
--- A method checks its arguments, asks the core, waits where the answer is not here already, and makes a table of it. get() is the
--- call that is made millions of times: it allocates the pair and its value, nothing else.
+-- A method checks its arguments, asks the core, waits where the answer is not here already, and makes a table of it.
+-- get() is the call that is made millions of times: it allocates the pair and its value, nothing else.
 local call = require("kv.call")
 local codec = require("kv.codec")
 local core = require("kv.core")
@@ -187,8 +187,8 @@ end
 --- Write a key. Its parents appear by themselves.
 -- @tparam string key
 -- @param value string, or whatever the store's codec takes
--- @tparam[opt] table opts ttl (seconds to live), keep_alive (while this store is open and its process lives), lease, dir (etcd v2),
---   timeout. Without the first three the key is permanent, whatever it was before.
+-- @tparam[opt] table opts ttl (seconds to live), keep_alive (while this store is open and its process lives), lease,
+--   dir (etcd v2), timeout. Without the first three the key is permanent, whatever it was before.
 -- @treturn[1] table the pair
 -- @return[2] nil, message, code
 function Store:put(key, value, opts, extra)
@@ -236,7 +236,9 @@ end
 -- @return true, or nil, message, code: the message names a key that failed; others may have been written
 function Store:put_many(values, opts, extra)
   if getmetatable(self) ~= NAME then wrong_self("store:put_many") end
-  if type(values) ~= "table" then error(("store:put_many: a table of values is needed, got %s"):format(type(values)), 2) end
+  if type(values) ~= "table" then
+    error(("store:put_many: a table of values is needed, got %s"):format(type(values)), 2)
+  end
   if extra ~= nil then error("store:put_many: too many arguments", 2) end
   local wrong = options.check("store:put_many", specs.write, opts)
   if wrong then return nil, wrong, "invalid" end
@@ -305,7 +307,8 @@ function Store:delete_tree(dir, opts, extra)
   return nil, message, code
 end
 
--- One round of update(): read, compute, compare and set. Returns true, results... when that was it, false on a conflict.
+-- One round of update(): read, compute, compare and set. Returns true, results... when that was it, false on a
+-- conflict.
 local function try_update(self, key, fn, opts)
   local pair, message, code = self:get(key, {timeout = opts.timeout, consistency = "strong"})
   if message then return true, nil, message, code end
@@ -343,8 +346,8 @@ function Store:update(key, fn, opts, extra)
       if not rested then return nil, why, reason end
     end
     if left() <= options.TINY then
-      return nil, ("store:update: others changed the key %d times before the deadline; the last try: %s"):format(round, result),
-        "timeout"
+      local text = "store:update: others changed the key %d times before the deadline; the last try: %s"
+      return nil, text:format(round, result), "timeout"
     end
   end
 end
@@ -440,7 +443,8 @@ end
 -- @tparam table|nil opts as of lock
 -- @tparam function fn
 -- @param ... its further arguments
--- @return what fn returned; or nil, message, code: it was not obtained (fn did not run), or "lost" before fn ended. Raises what fn raises.
+-- @return what fn returned; or nil, message, code: it was not obtained (fn did not run), or "lost" before fn ended.
+--   Raises what fn raises.
 function Store:with_lock(name, opts, fn, ...)
   if getmetatable(self) ~= NAME then wrong_self("store:with_lock") end
   wrong_key("store:with_lock", name)
@@ -505,8 +509,8 @@ function Store:supports(name, extra)
 end
 
 --- Counters since the store was opened; views share them.
--- @treturn table operations, in_flight, retries, connects, reconnects, watches, events, resyncs, skipped, bytes_sent, bytes_received,
---   and failures: a table of counts by code
+-- @treturn table operations, in_flight, retries, connects, reconnects, watches, events, resyncs, skipped, bytes_sent,
+--   bytes_received, and failures: a table of counts by code
 function Store:stats()
   if getmetatable(self) ~= NAME then wrong_self("store:stats") end
   return core.stats(self._store)
@@ -524,8 +528,8 @@ function Store:sub(prefix, extra)
   return setmetatable({_store = handle, _codec = self._codec, _kept = {}}, meta)
 end
 
---- Close it: what waits is answered "closed" (writes that were sent: "unknown"), locks and leases are given back. Waits for that, but
--- not for long. Can be called again.
+--- Close it: what waits is answered "closed" (writes that were sent: "unknown"), locks and leases are given back. Waits
+-- for that, but not for long. Can be called again.
 -- @return true
 function Store:close()
   if getmetatable(self) ~= NAME then wrong_self("store:close") end

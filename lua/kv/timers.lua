@@ -1,5 +1,5 @@
---- A binary heap of what is due when. Entries that nobody wants any more are left in it until their time comes, or until they
--- are the majority: stopping one is a mark, not a search.
+--- A binary heap of what is due when. Entries that nobody wants any more are left in it until their time comes, or
+-- until they are the majority: stopping one is a mark, not a search.
 local Timers = {}
 Timers.__index = Timers
 

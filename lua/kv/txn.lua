@@ -1,5 +1,5 @@
---- Transactions: a builder over the core's. What is wrong with a part is remembered and told by commit(), so that the parts can be
--- written in one chain.
+--- Transactions: a builder over the core's. What is wrong with a part is remembered and told by commit(), so that the
+-- parts can be written in one chain.
 local call = require("kv.call")
 local codec = require("kv.codec")
 local core = require("kv.core")
@@ -102,7 +102,8 @@ end
 local function written(self, revision, ...)
   local pairs_by_key = {}
   for i, put in ipairs(self._puts) do
-    pairs_by_key[put.key] = {key = put.key, value = put.value, revision = revision, created = (select(i, ...)) or revision}
+    local created = select(i, ...)
+    pairs_by_key[put.key] = {key = put.key, value = put.value, revision = revision, created = created}
   end
   return {revision = revision, pairs = pairs_by_key}
 end

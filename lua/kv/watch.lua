@@ -1,7 +1,7 @@
 --- Watches: the core's queue of events, waited for.
 --
--- The scheduler tells when a watch has something to look at; whoever is parked here is woken then and looks. Waking without cause is
--- harmless.
+-- The scheduler tells when a watch has something to look at; whoever is parked here is woken then and looks. Waking
+-- without cause is harmless.
 local call = require("kv.call")
 local codec = require("kv.codec")
 local core = require("kv.core")
@@ -12,7 +12,8 @@ local Watch, meta = call.class(NAME)
 
 local watch_next, poll = core.watch_next, scheduler.poll
 
--- Events that wait_synced() took before next() was called, oldest first: a large state arrives only while somebody takes it.
+-- Events that wait_synced() took before next() was called, oldest first: a large state arrives only while somebody
+-- takes it.
 local function take_ahead(self)
   local ahead = self._ahead
   local event = ahead[ahead.first]
@@ -59,7 +60,9 @@ function Watch:_ready()
 end
 
 local function give_up(self, method, why)
-  if why == "timeout" then return nil, ("%s: nothing came in time from %s"):format(method, tostring(self)), "timeout" end
+  if why == "timeout" then
+    return nil, ("%s: nothing came in time from %s"):format(method, tostring(self)), "timeout"
+  end
   return nil, ("%s: the task that waited for %s was cancelled"):format(method, tostring(self)), "cancelled"
 end
 
@@ -167,11 +170,11 @@ local watch = {}
 --- A watch on a store, with checked options; nil, message, code.
 function watch.open(store, key, tree, opts)
   opts = opts or {}
-  local handle, tag, code = core.watch_open(store._store, key, tree, opts.initial == false, opts.after, opts.values == false,
-    opts.prev == true)
+  local handle, tag, code = core.watch_open(store._store, key, tree, opts.initial == false, opts.after,
+    opts.values == false, opts.prev == true)
   if not handle then return nil, tag, code end
-  local self = setmetatable({_watch = handle, _tag = tag, _key = key, _tree = tree, _codec = store._codec, _owner = store,
-    _waiters = {}, _revision = 0, _closed = false}, meta)
+  local self = setmetatable({_watch = handle, _tag = tag, _key = key, _tree = tree, _codec = store._codec,
+    _owner = store, _waiters = {}, _revision = 0, _closed = false}, meta)
   scheduler.watch(tag, self)
   return self
 end
