@@ -33,8 +33,11 @@ int64_t kv_deadline(int64_t now, double seconds) {
 static atomic_uint forks;
 static pthread_once_t watch_once = PTHREAD_ONCE_INIT;
 
+/* Other threads of the parent may have held locks at that moment; here is one thread, and it holds none. */
 static void in_child(void) {
   atomic_fetch_add_explicit(&forks, 1, memory_order_relaxed);
+  kv_reactor_forget_parent();
+  kv_drivers_forget_parent();
 }
 
 static void watch_forks(void) {

@@ -39,6 +39,8 @@ int64_t kv_deadline(int64_t now, double seconds);
 unsigned kv_fork_count(void);
 /* pthread_atfork, once. Called before the first thread or lock is made. */
 void kv_fork_watch(void);
+void kv_reactor_forget_parent(void); /* reactor.c's part of it */
+void kv_drivers_forget_parent(void); /* driver_table.c's */
 
 /* ------------------------------------------------------------------ options.c, url.c */
 
@@ -234,8 +236,8 @@ void kv_expiry_schedule(struct kv_backend *backend, kv_slice key, uint64_t revis
 #define KV_CLOSE_GRACE (1 * KV_SECOND)
 void kv_recipes_close(struct kv_backend *backend, void (*done)(struct kv_backend *backend));
 void kv_recipes_free(struct kv_backend *backend);
-/* The store's own lease for KV_KEEP_ALIVE, made when first asked for; ready() comes once, perhaps at once. lease is NULL on failure and is
- * otherwise valid until the backend is freed. */
+/* The store's own lease for KV_KEEP_ALIVE, made when first asked for; ready() comes once, perhaps at once. lease is NULL on failure and
+ * otherwise counted for the waiter: kv_lease_reference_release(). */
 struct kv_session_wait {
   void (*ready)(struct kv_session_wait *wait, struct kv_lease_ref *lease, kv_code code, const char *message);
   void *data;
@@ -243,6 +245,7 @@ struct kv_session_wait {
 };
 void kv_session_get(struct kv_backend *backend, struct kv_session_wait *wait);
 void kv_session_forget(struct kv_backend *backend, struct kv_session_wait *wait); /* ready() will not come */
+void kv_session_lost(struct kv_backend *backend, const struct kv_lease_ref *lease); /* the server does not know it: make another one */
 
 /* Of public handles, for requests that name them. */
 struct kv_lease_ref *kv_lease_reference(kv_lease *lease);          /* NULL when not alive */

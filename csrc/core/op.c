@@ -14,6 +14,8 @@
 #include "backend.h"
 #include "txn.h"
 
+#define SESSIONS_TRIED 3 /* that were gone when they were used, one after the other */
+
 bool kv_kind_is_write(kv_kind kind) {
   return kind == KV_PUT || kind == KV_DELETE || kind == KV_DELETE_TREE || kind == KV_TXN;
 }
@@ -279,18 +281,11 @@ static void deadline_passed(struct kv_timer *timer) {
   give_up(op, code, cause);
 }
 
-static void session_ready(struct kv_session_wait *wait, struct kv_lease_ref *lease, kv_code code, const char *message) {
-  struct kv_core_op *op = wait->data;
-  op->waiting_for_session = false;
-  if (!lease) {
-    kv_op_finish(&op->pub, code, "%s", message);
-    return;
-  }
-  op->pub.lease = lease;
-  struct kv_part *parts = (struct kv_part *)(uintptr_t)op->pub.parts; /* in op->room: ours */
-  for (size_t i = 0; i < op->pub.part_count; i++)
-    if (parts[i].keep_alive) parts[i].lease = lease;
-  try_now(op);
+/* The session that the last try named is not this try's: it may be another one by now. */
+static void let_go_of_session(struct kv_core_op *op) {
+  if (!(op->pub.flags & KV_KEEP_ALIVE) || !op->lease) return;
+  kv_lease_reference_release(op->lease);
+  op->lease = op->pub.lease = NULL;
 }
 
 /* A step that reads from a driver that answers reads in the caller's thread. */
@@ -309,9 +304,37 @@ static void read_at_once(struct kv_core_op *op) {
   finish_on_reactor(op, code, code == KV_OK ? NULL : error.message);
 }
 
+static void ask_driver(struct kv_core_op *op) {
+  op->in_driver = true;
+  if (reads_at_once(op))
+    read_at_once(op);
+  else if (op->recipe)
+    op->recipe->start(&op->pub, op->subject);
+  else
+    op->backend->driver->start(op->backend->state, &op->pub);
+}
+
+static void session_ready(struct kv_session_wait *wait, struct kv_lease_ref *lease, kv_code code, const char *message) {
+  struct kv_core_op *op = wait->data;
+  op->waiting_for_session = false;
+  if (!lease) {
+    kv_op_finish(&op->pub, code, "%s", message);
+    return;
+  }
+  op->lease = op->pub.lease = lease;
+  struct kv_part *parts = (struct kv_part *)(uintptr_t)op->pub.parts; /* in op->room: ours */
+  for (size_t i = 0; i < op->pub.part_count; i++)
+    if (parts[i].keep_alive) parts[i].lease = lease;
+  ask_driver(op);
+}
+
 static void try_now(struct kv_core_op *op) {
   struct kv_op *pub = &op->pub;
   kv_page_free(pub->result.page);
+  let_go_of_session(op);
+  atomic_store(&op->finished, false);
+  free(op->finished_cause);
+  op->finished_cause = NULL;
   pub->result = (struct kv_result){.failed_check = -1};
   pub->sent = false;
   pub->data = NULL;
@@ -322,15 +345,9 @@ static void try_now(struct kv_core_op *op) {
     op->session.ready = session_ready;
     op->session.data = op;
     kv_session_get(op->backend, &op->session);
-    return;
+  } else {
+    ask_driver(op);
   }
-  op->in_driver = true;
-  if (reads_at_once(op))
-    read_at_once(op);
-  else if (op->recipe)
-    op->recipe->start(pub, op->subject);
-  else
-    op->backend->driver->start(op->backend->state, pub);
 }
 
 static void begin(struct kv_task *task) {
@@ -369,8 +386,19 @@ static void schedule_expiry(struct kv_core_op *op) {
       kv_expiry_schedule(op->backend, pub->parts[i].key, pub->result.revision, kv_deadline(kv_now(), pub->parts[i].ttl));
 }
 
+/* The session ended on the server, unknown to us: nothing was written, and another session will do. */
+static bool needs_new_session(const struct kv_core_op *op, kv_code code) {
+  if (code != KV_LOST || op->pub.kind != KV_PUT || !(op->pub.flags & KV_KEEP_ALIVE) || !op->lease) return false;
+  return !op->answered && !op->cancelled && !op->timed_out && op->pub.attempt < SESSIONS_TRIED;
+}
+
 static void finish_on_reactor(struct kv_core_op *op, kv_code code, const char *cause) {
   op->in_driver = false;
+  if (needs_new_session(op, code)) {
+    kv_session_lost(op->backend, op->lease);
+    kv_timer_set(&op->retry_timer, kv_now());
+    return;
+  }
   if (may_retry(op, code)) {
     remember_problem(op, code, cause);
     kv_timer_set(&op->retry_timer, kv_deadline(kv_now(), kv_backoff(op->pub.attempt)));
@@ -420,7 +448,7 @@ static void direct_submit(struct kv_core_op *op) {
   pthread_mutex_lock(&backend->lock);
   closed = backend->closing;
   if (!closed) list_add(&backend->direct, op);
-  if (op->pub.deadline < backend->direct_deadline) {
+  if (!closed && op->pub.deadline < backend->direct_deadline) {
     backend->direct_deadline = op->pub.deadline;
     arm = !backend->direct_arming;
     backend->direct_arming = true;
@@ -631,21 +659,19 @@ static bool of_view(const struct kv_core_op *op, const void *view) {
   return !wanted || op->view == wanted;
 }
 
+/* Each op is looked at once, whatever the drivers do to the list meanwhile. */
 void kv_ops_close_view(struct kv_backend *backend, uint64_t view) {
-  struct kv_core_op *op;
+  struct kv_core_op *op, *seen = NULL;
   while ((op = direct_pin(backend, of_view, &view))) direct_give_up(op, KV_CLOSED, "the store was closed");
-  bool again = true;
-  while (again) {
-    again = false;
-    for (op = backend->ops; op; op = op->next) {
-      if (op->step || op->answered || op->closing || !of_view(op, &view)) continue;
-      op->closing = true;
-      bool sent = kv_kind_is_write(op->pub.kind) && op->in_driver && !any_thread(op) && op->pub.sent;
-      give_up(op, sent ? KV_UNKNOWN : KV_CLOSED, "the store was closed");
-      again = true; /* the list has changed */
-      break;
-    }
+  while ((op = backend->ops)) {
+    list_remove(op);
+    list_add(&seen, op);
+    if (op->step || op->answered || !of_view(op, &view)) continue;
+    bool sent = kv_kind_is_write(op->pub.kind) && op->in_driver && !any_thread(op) && op->pub.sent;
+    give_up(op, sent ? KV_UNKNOWN : KV_CLOSED, "the store was closed");
   }
+  backend->ops = seen;
+  if (seen) seen->link = &backend->ops;
 }
 
 struct cancel_request {

@@ -34,7 +34,7 @@ struct kv_core_op {
   struct kv_timer deadline_timer, retry_timer;
   struct kv_task task;             /* to the reactor: begin, or deliver */
   struct kv_session_wait session;
-  bool direct, in_driver, waiting_for_session, answered, cancelled, timed_out, closing, concluded;
+  bool direct, in_driver, waiting_for_session, answered, cancelled, timed_out, concluded;
   /* Drivers of KV_CAN_ANY_THREAD: */
   atomic_bool finished; /* the driver has let go */
   kv_code finished_code;

@@ -64,7 +64,6 @@ struct reactor {
 static pthread_mutex_t guard = PTHREAD_MUTEX_INITIALIZER;
 static struct reactor *current;
 static unsigned references;
-static unsigned guard_fork_count;
 
 /* Backends at work whose drivers want the reactor's own thread. */
 static atomic_uint bound_backends;
@@ -232,7 +231,7 @@ static int64_t sleep_until(struct reactor *reactor, bool *stop) {
   else
     reactor->sleeping = true;
   reactor->nudged = false;
-  *stop = reactor->stop && !reactor->posted;
+  *stop = reactor->stop && !reactor->posted && !reactor->deferred;
   pthread_mutex_unlock(&reactor->lock);
   return until;
 }
@@ -343,19 +342,17 @@ static bool start_thread(struct reactor *reactor) {
   return failed == 0;
 }
 
-/* In a child after fork: the parent's reactor and references are not ours. */
-static void forget_parent(void) {
-  if (guard_fork_count == kv_fork_count()) return;
-  guard_fork_count = kv_fork_count();
+/* In a child after fork: the parent's reactor and references are not ours, nor is its part in it of the thread that forked. */
+void kv_reactor_forget_parent(void) {
   guard = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
   current = NULL;
   references = 0;
+  self = NULL;
   atomic_store(&bound_backends, 0);
 }
 
 kv_code kv_reactor_retain(kv_error *error) {
   kv_fork_watch();
-  forget_parent();
   kv_code code = KV_OK;
   pthread_mutex_lock(&guard);
   if (references == 0) {
@@ -420,7 +417,6 @@ void kv_reactor_answered(const void *whom) {
 static struct reactor *borrow(const void *who) {
   struct reactor *reactor;
   bool granted = false;
-  forget_parent();
   pthread_mutex_lock(&guard);
   reactor = current;
   if (reactor) {

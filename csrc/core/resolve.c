@@ -160,6 +160,7 @@ static void unlink_lookup(struct lookup *lookup) {
 static void answer(struct lookup *lookup) {
   unlink_lookup(lookup);
   struct kv_resolve *resolve;
+  lookup->running = true; /* so that a done() that cancels the last other one does not free it */
   /* A done() may cancel another one of the list: always take the first. */
   while ((resolve = lookup->waiting)) {
     lookup->waiting = resolve->next;

@@ -61,19 +61,16 @@ kv_store *kv_sub(kv_store *store, kv_slice prefix, kv_error *error) {
   char joined[KV_KEY_MAX];
   size_t size = 0;
   if (kv_store_key(store, "sub", prefix, true, joined, &size, error) != KV_OK) return NULL;
-  if (!kv_backend_add_view(store->backend)) {
-    kv_fail(error, KV_CLOSED, "sub on %s: the store was closed", store->label);
-    return NULL;
-  }
   kv_store *view = view_new(store->backend, joined, size);
-  if (view) return view;
-  kv_fail(error, KV_FAILED, "out of memory");
-  struct kv_close_request *request = calloc(1, sizeof *request);
-  if (request) {
-    request->backend = store->backend;
-    kv_backend_close_view(request);
+  if (!view) {
+    kv_fail(error, KV_FAILED, "out of memory");
+  } else if (!kv_backend_add_view(store->backend)) {
+    kv_fail(error, KV_CLOSED, "sub on %s: the store was closed", store->label);
+    free(view->close_request);
+    free(view);
+    view = NULL;
   }
-  return NULL;
+  return view;
 }
 
 static bool inherited(const kv_store *store) {
@@ -302,7 +299,7 @@ static void set_slices(struct kv_core_op *op, const struct draft *draft, const c
 static kv_code read_now(kv_store *store, const kv_request *request, const struct draft *draft, uint64_t tag,
                         kv_reply **reply, kv_error *error) {
   struct kv_backend *backend = store->backend;
-  struct kv_core_op op = {.backend = backend, .tag = tag, .pub.kind = request->kind};
+  struct kv_core_op op = {.backend = backend, .tag = tag, .pub.kind = request->kind, .pub.result.failed_check = -1};
   kv_error cause = {.code = KV_OK};
   set_plain(&op, store, request, draft);
   set_slices(&op, draft, draft->key, (kv_slice){NULL, 0}, draft->after);

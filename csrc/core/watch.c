@@ -10,6 +10,10 @@
  * Compaction, cleared history, a store that went back in time, a consumer who was too slow: all of them lead to LISTING.
  * A lost stream leads to PAUSED and on to STREAMING behind `position`.
  *
+ * A watch that resumes behind a revision lists first what is there now (`base_revision`), without telling. Until it has caught up
+ * with that, no listing could heal it: a key that went between the two is in neither. So a slow consumer makes it wait instead of
+ * dropping the queue, and a history that is cut ends it.
+ *
  * `delivered` is the reactor's alone. It counts an event as delivered when it is queued; should the queue be dropped, each of
  * its events is taken back, newest first, so that the next listing sends what the consumer really missed.
  */
@@ -44,11 +48,12 @@ struct kv_watch {
   /* reactor only */
   struct kv_watch *next, **link;
   enum state state;
-  bool feed_open, begun, was_synced;
+  bool feed_open, begun, was_synced, sweeping;
   uint32_t pass;
   unsigned failures;
   uint64_t position;         /* everything up to this revision was fed */
   uint64_t after;            /* resume */
+  uint64_t base_revision;    /* resume: of the first listing */
   uint64_t listing_revision; /* of the listing under way */
   struct kv_step step;
   struct kv_timer retry;
@@ -62,7 +67,7 @@ struct kv_watch {
   struct kv_event_queue events;
   struct kv_event_node *taken; /* the consumer's: what kv_watch_next() gave last */
   bool dropped;              /* the queue was: list again once the consumer comes */
-  bool starved;              /* a listing waits for the consumer */
+  bool starved;              /* a listing, or catching up, waits for the consumer */
   bool closing, synced, connected, ended;
   kv_code end_code;
   char *end_message;
@@ -194,15 +199,20 @@ static void drop_queue(struct kv_watch *watch) {
   notify(watch);
 }
 
+static bool is_catching_up(const struct kv_watch *watch) {
+  return watch->resume && watch->position < watch->base_revision;
+}
+
 static void push(struct kv_watch *watch, struct kv_event_node *node) {
   node->strip = watch->strip;
   kv_count(watch->feed.backend, KV_COUNT_events, 1);
   pthread_mutex_lock(&watch->lock);
   kv_event_queue_push(&watch->events, node);
-  bool over = watch->events.bytes > QUEUE_MAX && watch->state == STREAMING;
+  bool over = watch->events.bytes > QUEUE_MAX;
   pthread_mutex_unlock(&watch->lock);
   notify(watch);
-  if (over) drop_queue(watch);
+  /* In the middle of a sweep `delivered` must not change. */
+  if (over && watch->state == STREAMING && !watch->sweeping && !is_catching_up(watch)) drop_queue(watch);
 }
 
 /* Keep what was known of the key with the event, and make the event what is known. False: out of memory. */
@@ -315,12 +325,16 @@ static void new_pass(struct kv_watch *watch) {
 /* The whole state was seen. */
 static void pass_complete(struct kv_watch *watch, uint64_t revision) {
   watch->listing_revision = revision;
+  watch->sweeping = true;
   kv_delivered_each(&watch->delivered, sweep_one, watch);
+  watch->sweeping = false;
   if (watch->state == ENDED) return;
-  if (watch->resume && !watch->was_synced)
+  if (watch->resume && !watch->was_synced) {
     watch->position = watch->after;
-  else
+    watch->base_revision = revision;
+  } else {
     watch->position = revision;
+  }
   watch->was_synced = true;
   watch->failures = 0;
   pthread_mutex_lock(&watch->lock);
@@ -463,9 +477,20 @@ void kv_feed_event(struct kv_feed *feed, kv_event_type type, kv_slice key, kv_sl
     out_of_memory(watch);
 }
 
+/* Go on behind `position` when the consumer has taken most of what is there. */
+static void wait_for_consumer(struct kv_watch *watch) {
+  close_feed(watch);
+  watch->state = PAUSED;
+  pthread_mutex_lock(&watch->lock);
+  watch->starved = true;
+  pthread_mutex_unlock(&watch->lock);
+  notify(watch);
+}
+
 void kv_feed_commit(struct kv_feed *feed, uint64_t revision) {
   struct kv_watch *watch = of_feed(feed);
   if (watch->state != STREAMING) return;
+  bool catching_up = is_catching_up(watch);
   watch->failures = 0;
   if (revision > watch->position) watch->position = revision;
   pthread_mutex_lock(&watch->lock);
@@ -474,7 +499,9 @@ void kv_feed_commit(struct kv_feed *feed, uint64_t revision) {
     watch->events.last->position = watch->position;
   else
     watch->taken_position = watch->position;
+  bool over = watch->events.bytes > QUEUE_MAX;
   pthread_mutex_unlock(&watch->lock);
+  if (catching_up && over) wait_for_consumer(watch);
 }
 
 void kv_feed_begin(struct kv_feed *feed) {
@@ -483,12 +510,17 @@ void kv_feed_begin(struct kv_feed *feed) {
 
 void kv_feed_pair(struct kv_feed *feed, kv_slice key, kv_slice value, uint64_t revision, uint64_t created) {
   kv_pair pair = {.key = key, .value = value, .revision = revision, .created = created};
-  see_pair(of_feed(feed), &pair);
+  if (of_feed(feed)->state == STREAMING) see_pair(of_feed(feed), &pair);
 }
 
 void kv_feed_end(struct kv_feed *feed, uint64_t revision) {
   struct kv_watch *watch = of_feed(feed);
-  if (watch->state == STREAMING) pass_complete(watch, revision);
+  if (watch->state != STREAMING) return;
+  pass_complete(watch, revision);
+  pthread_mutex_lock(&watch->lock);
+  bool over = watch->events.bytes > QUEUE_MAX;
+  pthread_mutex_unlock(&watch->lock);
+  if (over && watch->state == STREAMING) drop_queue(watch);
 }
 
 void kv_feed_connected(struct kv_feed *feed, bool connected) {
@@ -511,8 +543,8 @@ void kv_feed_lost(struct kv_feed *feed, kv_code code, const char *format, ...) {
   if (watch->state != STREAMING) return;
   set_connected(watch, false);
   if (code == KV_COMPACTED) {
-    bool never_streamed = watch->resume && watch->position == watch->after;
-    if (never_streamed && feed->from == watch->after + 1 && !watch->failures && !watch->events.first) {
+    bool from_elsewhere = watch->resume && watch->position == watch->after && watch->after > watch->base_revision;
+    if (is_catching_up(watch) || from_elsewhere) {
       end(watch, KV_COMPACTED, "the history no longer reaches back to the revision to resume behind");
       return;
     }
@@ -540,6 +572,8 @@ static void attend(struct kv_task *task) {
     end(watch, KV_CLOSED, "the watch was closed");
   } else if (watch->state == PAUSED && dropped) {
     start_listing(watch);
+  } else if (watch->state == PAUSED && starved) {
+    open_stream(watch);
   } else if (watch->state == LISTING && starved) {
     list_page(watch);
   }

@@ -329,7 +329,8 @@ struct kv_driver {
   void (*start)(void *state, struct kv_op *op);
 
   /* [any thread with KV_CAN_ANY_THREAD] The waiter was answered; let go of op soon: finish() is still owed. What the op began is to be
-   * undone where that is possible (a lease granted for nobody). */
+   * undone where that is possible (a lease granted for nobody). With KV_CAN_ANY_THREAD it may come while start() runs, or just
+   * before it: finish() as start() alone would, then. */
   void (*cancel)(void *state, struct kv_op *op);
 
   /* [any thread] Optional (NULL): answer a GET or LIST at once in the caller's thread, filling op->result through host->pair().

@@ -356,7 +356,8 @@ static void change(struct kv_lock *lock, enum kv_lock_phase next, const struct k
   lock->phase = next;
   kv_timer_stop(&lock->pause);
   if (next != before && next == LOCK_LEAVING) lock->failures = 0;
-  if (next == LOCK_LEAVING && before != LOCK_LEAVING) lock->not_before = 0;
+  bool begins = before == LOCK_FREE || before == LOCK_LOST;
+  if (begins || (next == LOCK_LEAVING && before != LOCK_LEAVING)) lock->not_before = 0; /* rests of something else */
   arrive(lock, before, outcome);
   if (lock->phase == LOCK_FREE || lock->phase == LOCK_LOST) {
     reap_later(lock);

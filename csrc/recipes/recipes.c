@@ -32,7 +32,6 @@ struct kv_recipes *kv_recipes_of(struct kv_backend *backend) {
 void kv_recipes_free(struct kv_backend *backend) {
   struct kv_recipes *recipes = backend->recipes;
   if (!recipes) return;
-  kv_session_free(recipes);
   free(recipes);
   backend->recipes = NULL;
 }

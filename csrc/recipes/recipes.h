@@ -17,7 +17,6 @@ struct kv_recipes {
   struct kv_lock *locks;               /* of which the reactor knows */
   struct kv_lease *leases;             /* being granted, alive, or being revoked */
   struct kv_lease *session;            /* the store's own, or NULL */
-  struct kv_lease *past_sessions;      /* operations may still name them */
   struct kv_session_wait *session_waits;
   struct kv_expiries *expiries;
   struct kv_holder *holders;           /* questions who holds a lock */
@@ -105,7 +104,6 @@ struct kv_lease {
   enum kv_lease_use use;
   struct kv_recipes *recipes;
   struct kv_lease *next, **link;  /* in recipes->leases; counted there */
-  struct kv_lease *past_next;
   void (*changed)(struct kv_lease *lease, enum kv_lease_news news, kv_code code, const char *message); /* or NULL */
   void *owner;
   struct kv_place *place;         /* renewals prove it too; or NULL. Counted */
@@ -151,7 +149,6 @@ bool kv_lease_usable(const struct kv_lease *lease); /* granted, and the deadline
 /* ------------------------------------------------------------------ session.c, expiry.c, lock.c: for closing */
 
 void kv_session_close(struct kv_recipes *recipes);
-void kv_session_free(struct kv_recipes *recipes);
 void kv_expiry_close(struct kv_recipes *recipes);
 void kv_locks_close(struct kv_recipes *recipes);                /* let go of all */
 bool kv_locks_settled(const struct kv_recipes *recipes);        /* nothing of them is on the server as far as we can tell */

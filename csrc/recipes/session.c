@@ -11,17 +11,22 @@ static void answer_all(struct kv_recipes *recipes, struct kv_lease_ref *lease, k
   recipes->session_waits = NULL;
   while (wait) {
     struct kv_session_wait *next = wait->next;
+    if (lease) kv_lease_retain((struct kv_lease *)lease);
     wait->ready(wait, lease, code, message);
     wait = next;
   }
 }
 
-/* Put it aside: operations may name it as long as the backend is there. */
+/* Operations that name it hold references of their own. */
 static void forget(struct kv_recipes *recipes, struct kv_lease *lease) {
-  if (recipes->session == lease) recipes->session = NULL;
+  recipes->session = NULL;
   lease->changed = NULL;
-  lease->past_next = recipes->past_sessions;
-  recipes->past_sessions = lease;
+  kv_lease_release(lease);
+}
+
+static void give_up(struct kv_recipes *recipes, struct kv_lease *lease) {
+  kv_lease_drop(lease);
+  forget(recipes, lease);
 }
 
 static void changed(struct kv_lease *lease, enum kv_lease_news news, kv_code code, const char *message) {
@@ -54,14 +59,12 @@ void kv_session_get(struct kv_backend *backend, struct kv_session_wait *wait) {
   }
   struct kv_lease *lease = recipes->session;
   if (lease && kv_lease_usable(lease)) {
+    kv_lease_retain(lease);
     wait->ready(wait, &lease->ref, KV_OK, NULL);
     return;
   }
   bool granting = lease && (lease->phase == LEASE_NEW || lease->phase == LEASE_GRANTING);
-  if (lease && !granting) { /* its deadline has passed, and its timer comes after us */
-    forget(recipes, lease);
-    kv_lease_drop(lease);
-  }
+  if (lease && !granting) give_up(recipes, lease); /* its deadline has passed, and its timer comes after us */
   lease = granting ? lease : begin(recipes);
   if (!lease) {
     wait->ready(wait, NULL, KV_FAILED, "out of memory");
@@ -80,26 +83,15 @@ void kv_session_forget(struct kv_backend *backend, struct kv_session_wait *wait)
   if (*link) *link = wait->next;
   struct kv_lease *lease = recipes->session;
   if (recipes->session_waits || !lease || lease->phase != LEASE_GRANTING) return;
-  /* Nobody waits for it any more. */
-  forget(recipes, lease);
-  kv_lease_drop(lease);
+  give_up(recipes, lease); /* nobody waits for it any more */
+}
+
+void kv_session_lost(struct kv_backend *backend, const struct kv_lease_ref *lease) {
+  struct kv_recipes *recipes = backend->recipes;
+  if (recipes && recipes->session && &recipes->session->ref == lease) give_up(recipes, recipes->session);
 }
 
 void kv_session_close(struct kv_recipes *recipes) {
-  struct kv_lease *lease = recipes->session;
-  if (lease) {
-    forget(recipes, lease);
-    kv_lease_drop(lease);
-  }
+  if (recipes->session) give_up(recipes, recipes->session);
   answer_all(recipes, NULL, KV_CLOSED, "the store was closed");
-}
-
-void kv_session_free(struct kv_recipes *recipes) {
-  struct kv_lease *lease = recipes->past_sessions;
-  while (lease) {
-    struct kv_lease *next = lease->past_next;
-    kv_lease_release(lease);
-    lease = next;
-  }
-  if (recipes->session) kv_lease_release(recipes->session);
 }

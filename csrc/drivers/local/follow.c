@@ -498,7 +498,7 @@ static int feed_missed(struct kv_local_feed *own, MDB_cursor *cursor) {
   key = kv_local_val(&from);
   int rc = mdb_cursor_get(cursor, &key, &value, MDB_SET_RANGE);
   look(&change, &key, &value, &rc);
-  uint64_t revision = change.revision;
+  uint64_t revision = rc ? 0 : change.revision;
   while (!rc && behind(&change, follower->revision, follower->sequence)) {
     /* Revision by revision, so that a watch that cannot take it all may go on from there later. */
     if (change.revision > revision) {
