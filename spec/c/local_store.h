@@ -22,6 +22,18 @@
 
 extern const struct kv_driver kv_driver_local;
 
+/* Sanitizers have threads of their own, and take their time. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
+#define SANITIZED 1
+#endif
+#endif
+#ifndef SANITIZED
+#define SANITIZED 0
+#endif
+
 /* ------------------------------------------------------------------ folders */
 
 static char folder[64];

@@ -68,8 +68,8 @@ static void in_child(void) {
     env->owner_fd = env->process_fd = -1;
   }
   environments = NULL;
-  registry = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
-  changed = (pthread_cond_t)PTHREAD_COND_INITIALIZER;
+  changed = (pthread_cond_t)PTHREAD_COND_INITIALIZER; /* whoever waited is not here */
+  pthread_mutex_unlock(&registry);
 }
 
 static void watch_forks(void) {
