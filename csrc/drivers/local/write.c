@@ -6,17 +6,22 @@
  * When a transaction does not fit into the map or on the disk, its operations are done again one by one, so that only
  * those fail that have no room. Some pages beyond the map's size are kept for what makes room: deletes need pages too.
  */
+#include <errno.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "local.h"
 
 #define PLENTY 65536        /* free pages at the end of the map that need no closer look */
+#define NEARLY_FULL (UINT64_C(8) << 20) /* bytes left on a disk where a commit did not fit */
 #define EXPIRE_STEP 1000    /* things that go in one commit */
 #define SPIN_NANOSECONDS 30000
 #define CHECK_READERS_EVERY 1000 /* commits */
@@ -118,6 +123,19 @@ static int set_sync(struct kv_local_env *env) {
   return rc;
 }
 
+/* LMDB calls a write that was cut short EIO, but that is how a disk becomes full. */
+static int explain(const struct kv_local_env *env, int rc) {
+  struct statvfs disk;
+  struct rlimit limit;
+  struct stat file;
+  mdb_filehandle_t fd;
+  if (rc != EIO) return rc;
+  if (fstatvfs(env->folder_fd, &disk) == 0 && (uint64_t)disk.f_bavail * disk.f_frsize < NEARLY_FULL) return ENOSPC;
+  if (getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur == RLIM_INFINITY) return rc;
+  if (mdb_env_get_fd(env->mdb, &fd) != 0 || fstat(fd, &file) != 0) return rc;
+  return (uint64_t)file.st_size + NEARLY_FULL > limit.rlim_cur ? EFBIG : rc;
+}
+
 /* LMDB gives up after a failure in the very last write of a commit, which may or may not be on the disk. */
 static bool gave_up(struct kv_local_env *env) {
   MDB_txn *txn;
@@ -141,7 +159,7 @@ int kv_local_batch_commit(struct kv_local_batch *batch) {
   int64_t due = kv_local_next_expiry(batch->txn, env->dbi);
   rc = mdb_txn_commit(batch->txn);
   pthread_mutex_unlock(&env->writing);
-  if (rc) return gave_up(env) ? LOCAL_IN_DOUBT : rc;
+  if (rc) return gave_up(env) ? LOCAL_IN_DOUBT : explain(env, rc);
   tell_others(env);
   kv_local_follow_committed(env, due);
   return 0;
