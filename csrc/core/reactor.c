@@ -343,6 +343,7 @@ static bool start_thread(struct reactor *reactor) {
 }
 
 /* In a child after fork: the parent's reactor and references are not ours, nor is its part in it of the thread that forked. */
+__attribute__((no_sanitize("thread"))) /* which does not know that no other thread is left */
 void kv_reactor_forget_parent(void) {
   guard = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;
   current = NULL;
