@@ -140,6 +140,7 @@ static void move_result(kv_reply *reply, struct kv_op *pub) {
   reply->more = pub->result.more;
   reply->failed_check = pub->result.failed_check;
   reply->page = pub->result.page;
+  if (reply->page) kv_page_trim(reply->page);
   pub->result.page = NULL;
 }
 

@@ -6,6 +6,7 @@
 
 #define FIRST_CAPACITY 256
 #define ALIGNMENT 8
+#define TRIM_FROM ((size_t)16384) /* less is not worth a call */
 
 struct kv_page {
   char *data;
@@ -58,6 +59,14 @@ bool kv_page_add(struct kv_page *page, const kv_pair *pair) {
   page->size += bytes;
   page->count++;
   return true;
+}
+
+void kv_page_trim(struct kv_page *page) {
+  if (page->capacity < TRIM_FROM || page->capacity - page->size < page->capacity / 8) return;
+  char *data = realloc(page->data, page->size);
+  if (!data) return;
+  page->data = data;
+  page->capacity = page->size;
 }
 
 bool kv_page_next(const struct kv_page *page, size_t *offset, kv_pair *pair) {

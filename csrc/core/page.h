@@ -12,6 +12,8 @@ void kv_page_free(struct kv_page *page); /* NULL is fine */
 bool kv_page_add(struct kv_page *page, const kv_pair *pair);
 /* The pair at *offset (start at 0), which moves on; false at the end. Slices point into the page. */
 bool kv_page_next(const struct kv_page *page, size_t *offset, kv_pair *pair);
+/* Nothing more will be added: give back room that is not needed. */
+void kv_page_trim(struct kv_page *page);
 size_t kv_page_bytes(const struct kv_page *page);
 size_t kv_page_count(const struct kv_page *page);
 /* Sort by key; of pairs with the same key (a key that is a directory too) the one that is no mere directory stays. Keep those behind `after`, and

@@ -185,7 +185,7 @@ static void on_end(struct grpc_call *grpc, int status, const char *message) {
   call->state = ETCD_CALL_IDLE;
   call->link = NULL;
   etcd_list_remove(&call->node);
-  if (link && link->state == ETCD_LINK_OLD) etcd_wake(etcd); /* perhaps its last */
+  if ((link && link->state == ETCD_LINK_OLD) || !etcd_list_empty(&etcd->waiting)) etcd_wake(etcd); /* room for others */
   if (status == GRPC_OK && call->answered && !call->cancelled)
     call->exchange->done(call);
   else if (status == GRPC_OK)
@@ -205,7 +205,7 @@ static void wait_for_link(struct etcd_call *call) {
     return;
   }
   call->state = ETCD_CALL_WAITING;
-  etcd_list_move(&call->etcd->waiting, &call->node);
+  etcd_list_move(call->exchange->urgent ? call->etcd->waiting.next : &call->etcd->waiting, &call->node);
   etcd_wake(call->etcd);
 }
 
@@ -252,23 +252,18 @@ void etcd_next(struct etcd_call *call, const struct etcd_exchange *exchange) {
   call->exchange = exchange;
   call->grpc.sent = false;
   if (call->op) call->op->sent = false; /* what came before was answered */
-  if (etcd_ready(call->etcd))
+  if (etcd_ready(call->etcd) && (exchange->urgent || call->etcd->running < ETCD_RUNNING_MAX))
     begin(call);
   else
     wait_for_link(call);
 }
 
 void etcd_start_waiting(struct etcd *etcd) {
-  struct etcd_list batch;
-  etcd_list_init(&batch);
-  while (!etcd_list_empty(&etcd->waiting)) etcd_list_move(&batch, etcd->waiting.next);
-  while (!etcd_list_empty(&batch)) {
-    struct etcd_call *call = etcd_of(struct etcd_call, node, batch.next);
+  while (!etcd_list_empty(&etcd->waiting) && etcd_ready(etcd)) {
+    struct etcd_call *call = etcd_of(struct etcd_call, node, etcd->waiting.next); /* urgent ones are in front */
+    if (!call->exchange->urgent && etcd->running >= ETCD_RUNNING_MAX) break;
     etcd_list_remove(&call->node);
-    if (etcd_ready(etcd))
-      begin(call);
-    else
-      wait_for_link(call);
+    begin(call);
   }
 }
 

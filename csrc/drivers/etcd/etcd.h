@@ -29,6 +29,7 @@
 #define ETCD_SECOND INT64_C(1000000000)
 #define ETCD_REQUEST_MAX ((size_t)1572864) /* etcd's default for a request */
 #define ETCD_PAGE_BYTES ((size_t)1 << 20)
+#define ETCD_RUNNING_MAX 512 /* calls under way; more would only cost memory here and there */
 
 extern const struct kv_host *kv_etcd; /* what the core offers */
 
@@ -75,6 +76,7 @@ struct etcd_exchange {
   const char *path;
   bool write;       /* without an answer nobody knows whether it was applied */
   bool any_member;  /* a member without a leader may answer */
+  bool urgent;      /* goes before those that wait because too many are under way */
   bool undo;        /* when cancelled, the call goes on (with op == NULL) so that done() can take back what it did */
   void (*encode)(struct etcd_call *call, struct pb_writer *out);
   /* Take the answer. False: malformed. */

@@ -296,7 +296,7 @@ static bool decode_nothing(struct etcd_call *call, kv_slice message) {
 }
 
 /* Never sent as a call of its own: call.c hands it to etcd_leases_start(). */
-const struct etcd_exchange kv_etcd_keep_alive = {.path = "", .encode = encode_nothing, .decode = decode_nothing};
+const struct etcd_exchange kv_etcd_keep_alive = {.path = "", .urgent = true, .encode = encode_nothing, .decode = decode_nothing};
 
 void etcd_lease_renew(struct etcd *etcd, struct kv_op *op) {
   struct etcd_call *call = etcd_call_new(etcd, op);

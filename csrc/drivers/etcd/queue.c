@@ -228,7 +228,7 @@ static bool decode_proof(struct etcd_call *call, kv_slice message) {
 }
 
 static const struct etcd_exchange proof = {
-  .path = "/etcdserverpb.KV/Range", .encode = encode_proof, .decode = decode_proof, .done = done};
+  .path = "/etcdserverpb.KV/Range", .urgent = true, .encode = encode_proof, .decode = decode_proof, .done = done};
 
 /* A keep-alive is answered by the leader alone, and tells nothing of the entry: this read is a quorum's, and does. */
 void etcd_queue_prove(struct etcd_call *call) {
