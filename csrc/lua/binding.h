@@ -1,18 +1,18 @@
 /*
  * binding.h - what the files of the Lua binding share.
  *
- * The binding knows no policy: a function checks that its handles are handles, makes one call of kv.h, and pushes what came of
- * it. Option names, types and messages about misuse are the business of lua/kv. What a C function returns:
+ * The binding knows no policy: a function checks that its handles are handles, makes one call of kv.h, and pushes what
+ * came of it. Option names, types and messages about misuse are the business of lua/kv. What a C function returns:
  *
  *     false, results...        the answer is here already (reads of the local backend)
  *     tag, id                  asked; core.next() will give `tag` with the results; `id` is for core.cancel()
  *     nil, message, code       refused, or failed already
  *
- * Every function has the same upvalues: the state of this Lua state's module, and the metatables of the handles. A handle is a
- * userdata with one pointer that is made empty and then filled, so it is valid for __gc at every instant.
+ * Every function has the same upvalues: the state of this Lua state's module, and the metatables of the handles. A
+ * handle is a userdata with one pointer that is made empty and then filled, so it is valid for __gc at every instant.
  *
- * A Lua error (out of memory) may jump out of any push. A reply that is being pushed therefore hangs in state->current, from where
- * the next call or __gc frees it.
+ * A Lua error (out of memory) may jump out of any push. A reply that is being pushed therefore hangs in state->current,
+ * from where the next call or __gc frees it.
  */
 #ifndef KVL_BINDING_H
 #define KVL_BINDING_H
@@ -98,14 +98,14 @@ static inline void kvl_push_slice(lua_State *L, kv_slice slice) {
 
 /* ------------------------------------------------------------------ reply.c */
 
-/* Push the results of a reply as Lua sees them; returns how many. `reply` must hang in state->current: it is freed, or moved into a
- * page. */
+/* Push the results of a reply as Lua sees them; returns how many. The reply hangs in state->current: it is freed, or moved
+ * into a page. */
 int kvl_push_reply(lua_State *L, struct kvl_state *state);
 void kvl_drop_current(struct kvl_state *state);
 extern const luaL_Reg kvl_reply_functions[];
 int kvl_page_gc(lua_State *L);
 
-/* ------------------------------------------------------------------ store.c, and the others: functions and __gc of each handle */
+/* ------------------------------------------------------------------ store.c and the others: functions, __gc */
 
 kv_store *kvl_store(lua_State *L, int argument);
 struct kvl_store *kvl_store_retain(lua_State *L, int argument);

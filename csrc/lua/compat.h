@@ -1,5 +1,6 @@
 /*
- * compat.h - one dialect of the C API for Lua 5.1, 5.2, 5.3, 5.4 and LuaJIT: what the binding uses and not all of them have.
+ * compat.h - one dialect of the C API for Lua 5.1, 5.2, 5.3, 5.4 and LuaJIT: what the binding uses and not all of them
+ * have.
  */
 #ifndef KVL_COMPAT_H
 #define KVL_COMPAT_H

@@ -125,7 +125,7 @@ static int core_pending(lua_State *L) {
   return 1;
 }
 
-/* pending_flag() -> address of a byte that is not 0 when something came, as light userdata: LuaJIT compiles a read of it */
+/* pending_flag() -> address of a byte that is not 0 when something came, as light userdata, for LuaJIT to read */
 static int core_pending_flag(lua_State *L) {
   kv_error error;
   kv_queue *queue = kvl_queue(kvl_state(L), &error);
@@ -140,7 +140,8 @@ static int core_pending_flag(lua_State *L) {
 static int core_register(lua_State *L) {
   kv_error error;
   const struct kv_driver *driver = lua_touserdata(L, 1);
-  if (!driver || !lua_islightuserdata(L, 1)) return luaL_error(L, "kv: the driver module did not return a driver's address");
+  if (!driver || !lua_islightuserdata(L, 1))
+    return luaL_error(L, "kv: the driver module did not return a driver's address");
   if (kv_register(driver, &error) != KV_OK) return kvl_fail(L, &error);
   lua_pushboolean(L, 1);
   return 1;
@@ -237,6 +238,19 @@ static void push_codes(lua_State *L) {
   }
 }
 
+static void push_flags(lua_State *L) {
+  static const struct {
+    const char *name;
+    unsigned flag;
+  } flags[] = {{"FAST", KV_FAST},       {"STRONG", KV_STRONG},         {"KEYS_ONLY", KV_KEYS_ONLY},
+               {"SHALLOW", KV_SHALLOW}, {"KEEP_ALIVE", KV_KEEP_ALIVE}, {"DIR", KV_DIR}};
+  lua_createtable(L, 0, (int)(sizeof flags / sizeof *flags));
+  for (size_t i = 0; i < sizeof flags / sizeof *flags; i++) {
+    kvl_push_integer(L, flags[i].flag);
+    lua_setfield(L, -2, flags[i].name);
+  }
+}
+
 static void push_upvalues(lua_State *L) {
   struct kvl_state *state = lua_newuserdata(L, sizeof *state);
   memset(state, 0, sizeof *state);
@@ -269,6 +283,8 @@ KVL_EXPORT int luaopen_kv_core(lua_State *L) {
   lua_settop(L, module);
   push_codes(L);
   lua_setfield(L, -2, "codes");
+  push_flags(L);
+  lua_setfield(L, -2, "flags");
   lua_pushliteral(L, KV_VERSION);
   lua_setfield(L, -2, "version");
   return 1;

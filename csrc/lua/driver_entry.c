@@ -1,8 +1,9 @@
 /*
  * driver_entry.c - the way from `require "kv.driver.NAME"` to a driver's table.
  *
- * Compiled once for each driver with -DKV_DRIVER_NAME=NAME and linked with it: luaopen_kv_driver_NAME() returns the address of
- * kv_driver_NAME, which lua/kv/init.lua hands to core.register(). A driver by somebody else may do the same with this file.
+ * Compiled once for each driver with -DKV_DRIVER_NAME=NAME and linked with it: luaopen_kv_driver_NAME() returns the
+ * address of kv_driver_NAME, which lua/kv/init.lua hands to core.register(). A driver by somebody else may do the same
+ * with this file.
  */
 #include <lauxlib.h>
 #include <lua.h>

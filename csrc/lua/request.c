@@ -1,8 +1,8 @@
 /*
  * request.c - reads and writes: build a kv_request, submit it, push what came at once or what it will be known by.
  *
- * `flags` are those of kv.h; lua/kv/options.lua has their numbers from the table `flags` here. A negative timeout means the store's
- * own. get() is the call that is made millions of times: it allocates nothing but the value's string.
+ * `flags` are those of kv.h; Lua has their numbers in core.flags. A negative timeout means the store's own. get() is
+ * the call that is made millions of times: it allocates nothing but the value's string.
  */
 #include "binding.h"
 
@@ -69,7 +69,8 @@ static kv_condition condition(lua_State *L, int argument) {
   return lua_isnil(L, argument) || lua_isnone(L, argument) ? KV_ALWAYS : KV_IF_REVISION;
 }
 
-/* put(store, key, value, flags, timeout, ttl, lease or nil, previous): previous is nil for any, false for none, or a revision */
+/* put(store, key, value, flags, timeout, ttl, lease or nil, previous)
+ * previous: nil for any, false for none, or a revision */
 static int request_put(lua_State *L) {
   kv_store *store = kvl_store(L, 1);
   kv_request request = {.kind = KV_PUT,

@@ -4,6 +4,7 @@
 #include "binding.h"
 
 #include <stdlib.h>
+#include <string.h>
 
 /* ------------------------------------------------------------------ the handle */
 
@@ -54,16 +55,22 @@ struct opening {
   kv_error error;
 };
 
-/* Set each option of the table at the top; all its keys and values are strings. */
-static bool set_options(lua_State *L, struct opening *opening) {
-  int table = lua_gettop(L);
-  for (lua_pushnil(L); lua_next(L, table); lua_pop(L, 1)) {
-    const char *name = lua_tostring(L, -2);
-    if (kv_options_set(opening->options, name, kvl_slice(L, -1), &opening->error) == KV_OK) continue;
-    lua_pop(L, 2);
+/* The option whose name and value are at the top. */
+static bool set_option(lua_State *L, struct opening *opening) {
+  if (lua_type(L, -2) != LUA_TSTRING || lua_type(L, -1) != LUA_TSTRING) {
+    opening->error.code = KV_INVALID;
+    strcpy(opening->error.message, "options must be names and texts");
     return false;
   }
-  return true;
+  return kv_options_set(opening->options, lua_tostring(L, -2), kvl_slice(L, -1), &opening->error) == KV_OK;
+}
+
+/* Set each option of the table at the top. */
+static bool set_options(lua_State *L, struct opening *opening) {
+  int table = lua_gettop(L);
+  bool good = true;
+  for (lua_pushnil(L); good && lua_next(L, table); lua_pop(L, 1)) good = set_option(L, opening);
+  return good;
 }
 
 /* open(url, options) -> store, or nil, message, code. Options are name = text. */
@@ -72,10 +79,9 @@ static int store_open(lua_State *L) {
   luaL_checktype(L, 2, LUA_TTABLE);
   lua_settop(L, 2);
   struct kvl_store *shared = new_store(L);
-  if (!kvl_queue(kvl_state(L), &opening.error)) return kvl_fail(L, &opening.error);
   opening.options = kv_options_new();
   if (!opening.options) return kvl_fail_text(L, KV_FAILED, "out of memory");
-  /* Nothing below raises before the options are freed: names and values are strings already. */
+  /* Nothing below raises before the options are freed. */
   lua_pushvalue(L, 2);
   if (set_options(L, &opening)) shared->store = kv_open(opening.url, opening.options, &opening.error);
   kv_options_free(opening.options);

@@ -49,7 +49,9 @@ local function load_driver(name)
   if not is_there(module) then return nil end
   local ok, address = pcall(require, module)
   if not ok then return nil, tostring(address):match("^[^\n]*") end
-  local done, message = core.register(address)
+  local done, message
+  ok, done, message = pcall(core.register, address)
+  if not ok then return nil, done end
   if not done then return nil, message end
   return true
 end

@@ -4,10 +4,12 @@
 -- value of the right type that can never be accepted (timeout = -1) is a failure like any other: nil, message,
 -- "invalid". So checks return a message, or nil when all is well, and raise for misuse; their callers are the API's
 -- functions, hence the level 3 below.
+local core = require("kv.core")
+
 local options = {}
 
--- Flags of requests, as in kv.h.
-options.FAST, options.STRONG, options.KEYS_ONLY, options.SHALLOW, options.KEEP_ALIVE, options.DIR = 1, 2, 4, 8, 16, 32
+-- Flags of requests: FAST, STRONG, KEYS_ONLY, SHALLOW, KEEP_ALIVE, DIR.
+for name, flag in pairs(core.flags) do options[name] = flag end
 
 local MAX_REVISION = 2 ^ 53
 
