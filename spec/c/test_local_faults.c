@@ -314,7 +314,14 @@ static void damage(size_t size) {
   MDB_val key, value;
   static char bytes[64];
   memset(bytes, 0xff, sizeof bytes);
-  if (mdb_env_create(&env) || mdb_env_open(env, folder, 0, 0600) || mdb_txn_begin(env, NULL, 0, &txn)) abort();
+  int rc = mdb_env_create(&env);
+  if (!rc) rc = mdb_env_set_mapsize(env, 1 << 24);
+  if (!rc) rc = mdb_env_open(env, folder, 0, 0600);
+  if (!rc) rc = mdb_txn_begin(env, NULL, 0, &txn);
+  if (rc) {
+    fprintf(stderr, "%s: %s\n", folder, mdb_strerror(rc));
+    abort();
+  }
   if (mdb_dbi_open(txn, NULL, 0, &dbi) || mdb_cursor_open(txn, dbi, &cursor)) abort();
   while (mdb_cursor_get(cursor, &key, &value, MDB_NEXT) == 0) {
     if (*(unsigned char *)key.mv_data == 1) continue; /* what the folder says of itself */
