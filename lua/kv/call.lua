@@ -29,7 +29,8 @@ end
 -- @return what is wrong with its value, or nil
 function call.check_timeout(name, timeout)
   if timeout == nil then return nil end
-  return options.check_argument(name, "timeout", "seconds", timeout, 4)
+  local wrong = options.check_argument(name, "timeout", "seconds", timeout, 4)
+  return wrong
 end
 
 --- A function that gives the rest of a timeout, as the core takes it, for calls that ask more than once. `timeout` is

@@ -48,7 +48,10 @@ local function load_driver(name)
   local module = "kv.driver." .. name
   if not is_there(module) then return nil end
   local ok, address = pcall(require, module)
-  if not ok then return nil, tostring(address):match("^[^\n]*") end
+  if not ok then
+    package.loaded[module] = nil -- 5.1 would not try again
+    return nil, tostring(address):match("^[^\n]*")
+  end
   local done, message
   ok, done, message = pcall(core.register, address)
   if not ok then return nil, done end

@@ -379,7 +379,6 @@ function Store:lease(ttl, opts, extra)
   return nil, message, code
 end
 
--- `watch` and `watch_tree`: the handle is the iterator of a for loop, which closes it on 5.4.
 local function open_watch(self, name, key, tree, opts, extra)
   if type(key) ~= "string" then error(("%s: the key must be a string, got %s"):format(name, type(key)), 3) end
   if extra ~= nil then error(("%s: too many arguments"):format(name), 3) end
@@ -387,18 +386,19 @@ local function open_watch(self, name, key, tree, opts, extra)
   if wrong then return nil, wrong, "invalid" end
   poll()
   local handle, message, code = watch.open(self, key, tree, opts)
-  if not handle then return nil, message, code end
-  return handle, nil, nil, handle
+  return handle, message, code
 end
 
---- Watch a key, which need not exist: for event in store:watch(key) do.
+--- Watch a key, which need not exist: for event in store:watch(key) do. 5.4 closes the watch at the end of the loop.
 -- @tparam string key
 -- @tparam[opt] table opts initial (true), after (a revision to resume behind), values (true), prev (false)
 -- @treturn[1] kv.watch
 -- @return[2] nil, message, code
 function Store:watch(key, opts, extra)
   if getmetatable(self) ~= NAME then wrong_self("store:watch") end
-  return open_watch(self, "store:watch", key, false, opts, extra)
+  local handle, message, code = open_watch(self, "store:watch", key, false, opts, extra)
+  if handle then return handle, nil, nil, handle end
+  return nil, message, code
 end
 
 --- Watch everything below a directory, which need not exist.
@@ -408,7 +408,9 @@ end
 -- @return[2] nil, message, code
 function Store:watch_tree(dir, opts, extra)
   if getmetatable(self) ~= NAME then wrong_self("store:watch_tree") end
-  return open_watch(self, "store:watch_tree", dir, true, opts, extra)
+  local handle, message, code = open_watch(self, "store:watch_tree", dir, true, opts, extra)
+  if handle then return handle, nil, nil, handle end
+  return nil, message, code
 end
 
 --- Keep a live copy of a directory in memory.
