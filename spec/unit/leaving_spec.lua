@@ -1,0 +1,29 @@
+--- The end of a program in the middle of things: quick, without a crash, and without harm to what others see.
+local kv = require("kv")
+local native = require("spec.native")
+local util = require("spec.support.util")
+
+local expected = {["return"] = 0, error = 1, exit = 0, quick = 0, task = 0, raised = 1, stopped = 0, frozen = 0}
+
+describe("a program that ends", function()
+  for how, status in pairs(expected) do
+    it("by " .. how .. " with everything in flight ends at once and well", function()
+      local folder = util.folder()
+      local url = "local:" .. folder .. "/store"
+      for _ = 1, 3 do
+        local start = native.now()
+        local process = assert(native.spawn{util.interpreter(), "spec/support/leaving.lua", url, how,
+          stdout = folder .. "/output", stderr = folder .. "/output"})
+        local ended, code = process:wait(30)
+        assert.equal("exit", ended, tostring(code) .. ": " .. tostring(util.read(folder .. "/output")))
+        assert.equal(status, code, util.read(folder .. "/output"))
+        assert.is_true(native.now() - start < 5, "it took " .. native.now() - start)
+        -- The lock, and what was kept alive, go with the process.
+        local store = assert(kv.open(url))
+        assert(assert(store:lock("held")):acquire(10)):release()
+        util.eventually(function() return not store:exists("kept") end, "the key went with its process")
+        store:close()
+      end
+    end)
+  end
+end)
