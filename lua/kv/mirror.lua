@@ -83,6 +83,7 @@ function Mirror:get(key)
   if value ~= nil then return value end
   local other = canonical(key)
   if other then return self._values[other] end
+  return nil
 end
 
 --- As get, with its revisions.
@@ -94,10 +95,10 @@ function Mirror:pair(key)
   if pair then return pair end
   local other = canonical(key)
   if other then return self._pairs[other] end
+  return nil
 end
 
---- Iterate over all: for key, value in mirror:pairs() do. The order is none; what changes meanwhile may or may not be
--- seen.
+--- Iterate over all, as of this moment: for key, value in mirror:pairs() do. The order is none.
 function Mirror:pairs()
   if getmetatable(self) ~= NAME then call.wrong_self("mirror:pairs") end
   poll()
