@@ -82,7 +82,8 @@ describe("mirror", function()
     end)
     assert(mirror:wait_ready(10))
     assert(t.store:put("dir/a", "2"))
-    t:eventually(function() return mirror:get("dir/a") == "2" and seen[#seen] == "put dir/a 2" end, "the change was told")
+    t:eventually(function() return mirror:get("dir/a") == "2" and seen[#seen] == "put dir/a 2" end,
+      "the change was told")
     assert(t.store:delete("dir/a"))
     t:eventually(function() return mirror:get("dir/a") == nil and seen[#seen] == "delete dir/a nil" end,
       "the delete was told")

@@ -17,10 +17,10 @@ describe("open", function()
   end)
 
   suite.case("refuses what is no URL", function(t)
-    for _, url in ipairs{"nonsense", "://", "etcd:", "etcd://", "etcd://host:0", "etcd://host:65536", "etcd://host:port",
-        "etcd://host:", "etcd://[::1", "etcd://[zz]:1", "etcd://host,,other", "etcd://host/%zz", "etcd://host/%",
-        "etcd://host/a/../b", "etcd://host/%00", "etcd://host?timeout", "etcd://host?timeout=soon", "etcd://host?timeout=-1",
-        "etcd://host?nothing=1", "etcd://ho st", "etcd://us@er@host@/"} do
+    for _, url in ipairs{"nonsense", "://", "etcd:", "etcd://", "etcd://host:0", "etcd://host:65536",
+        "etcd://host:port", "etcd://host:", "etcd://[::1", "etcd://[zz]:1", "etcd://host,,other", "etcd://host/%zz",
+        "etcd://host/%", "etcd://host/a/../b", "etcd://host/%00", "etcd://host?timeout", "etcd://host?timeout=soon",
+        "etcd://host?timeout=-1", "etcd://host?nothing=1", "etcd://ho st", "etcd://us@er@host@/"} do
       local store, message, code = t.kv.open(url)
       assert.is_nil(store, url)
       assert.equal("string", type(message), url)

@@ -146,7 +146,8 @@ describe("watch", function()
     assert(watch:wait_synced(10))
     assert(t.store:put("a", "1"))
     assert.equal("put a 1", t.told(watch))
-    t:eventually(function() return watch:revision() >= assert(t.store:get("a")).revision end, "the watch knows its revision")
+    t:eventually(function() return watch:revision() >= assert(t.store:get("a")).revision end,
+      "the watch knows its revision")
     local revision = watch:revision()
     watch:close()
     assert(t.store:put("b", "2"))
@@ -218,7 +219,7 @@ describe("watch", function()
     if _VERSION ~= "Lua 5.4" then return end
     assert(t.store:put("key", "1"))
     local before = t.store:stats().watches
-    for _ in t.store:watch("key") do break end
+    for _ in t.store:watch("key") do break end -- luacheck: ignore 512
     t:eventually(function() return t.store:stats().watches == before end, "no watch is left")
   end)
 
@@ -226,7 +227,7 @@ describe("watch", function()
     assert(t.store:put("key", "1"))
     local watch = t:own(assert(t.store:watch("key")))
     local task = t.kv.spawn(function()
-      for event in watch do return event.value end
+      for event in watch do return event.value end -- luacheck: ignore 512
     end)
     local ok, value = t.kv.pcall(task.join, task)
     if _VERSION == "Lua 5.1" and not rawget(_G, "jit") then

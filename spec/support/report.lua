@@ -1,5 +1,5 @@
---- What a run of busted prints: a character a test, failures and skips in full as they happen, the slowest tests when they
--- are slow, and a last line "N passed, N failed" as the C units print it, so that one reader serves both.
+--- What a run of busted prints: a character a test, failures and skips in full as they happen, the slowest tests when
+-- they are slow, and a last line "N passed, N failed" as the C units print it, so that one reader serves both.
 local pretty = require("pl.pretty")
 
 local SLOW = 3 -- seconds from which a test is named at the end

@@ -1,4 +1,5 @@
---- Real etcd servers for specs: each in a temporary folder, on free ports, healthy when the constructor returns, ended by its pid.
+--- Real etcd servers for specs: each in a temporary folder, on free ports, healthy when the constructor returns, ended
+-- by its pid.
 --
 --    local etcd = servers.etcd{tls = true, auth = true}
 --    kv.open(etcd:url())                  "etcds://127.0.0.1:41234"
@@ -41,7 +42,8 @@ end
 function servers.certificates(folder)
   local function authority(name)
     openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj",
-      "/CN=kv test authority " .. name, "-keyout", folder .. "/" .. name .. ".key", "-out", folder .. "/" .. name .. ".pem")
+      "/CN=kv test authority " .. name, "-keyout", folder .. "/" .. name .. ".key", "-out",
+      folder .. "/" .. name .. ".pem")
     return folder .. "/" .. name .. ".pem"
   end
   local function signed(name, usage)
@@ -79,7 +81,9 @@ local function command_of(self)
       command[#command + 1] = word
     end
     if self.options.client_certificates then
-      for _, word in ipairs{"--client-cert-auth", "--trusted-ca-file", self.certificates.ca} do command[#command + 1] = word end
+      for _, word in ipairs{"--client-cert-auth", "--trusted-ca-file", self.certificates.ca} do
+        command[#command + 1] = word
+      end
     end
   end
   for _, word in ipairs(self.options.arguments or {}) do command[#command + 1] = word end
@@ -88,7 +92,8 @@ end
 
 --- Run etcdctl on it: its output, or nil and what it said.
 function Etcd:try_ctl(...)
-  local command = {"etcdctl", "--endpoints", ("%s://127.0.0.1:%d"):format(self.certificates and "https" or "http", self.port)}
+  local scheme = self.certificates and "https" or "http"
+  local command = {"etcdctl", "--endpoints", ("%s://127.0.0.1:%d"):format(scheme, self.port)}
   if self.certificates then
     for _, word in ipairs{"--cacert", self.certificates.ca, "--cert", self.certificates.client_cert, "--key",
       self.certificates.client_key} do command[#command + 1] = word end
@@ -147,8 +152,8 @@ end
 
 --- The URL of this member; `rest` is what follows the port.
 function Etcd:url(rest, user)
-  return ("%s://%s127.0.0.1:%d%s"):format(self.certificates and "etcds" or "etcd", user and user .. "@" or "", self.port,
-    rest or "")
+  local scheme = self.certificates and "etcds" or "etcd"
+  return ("%s://%s127.0.0.1:%d%s"):format(scheme, user and user .. "@" or "", self.port, rest or "")
 end
 
 --- The revision that the server is at.
@@ -175,7 +180,8 @@ local function enable_auth(self)
   self.password = ROOT_PASSWORD
 end
 
---- A server. Options: tls, client_certificates (it wants them), auth (root with .password; worker:w0rk may use /allowed/), arguments.
+--- A server. Options: tls, client_certificates (it wants them), auth (root with .password; worker:w0rk may use
+-- /allowed/), arguments.
 function servers.etcd(options)
   local problem
   for _ = 1, ATTEMPTS do

@@ -5,8 +5,8 @@
 --    suite.case("a name", function(t) ... end)     from the main thread only
 --    suite.task("a name", function(t) ... end)     in a task only
 --
--- Each case gets a `t` with t.store (a prefix of its own, removed afterwards), t.kv, and the helpers below. Names after the case name
--- are capabilities: a store that says that it lacks one skips the case, and that is printed.
+-- Each case gets a `t` with t.store (a prefix of its own, removed afterwards), t.kv, and the helpers below. Names after
+-- the case name are capabilities: a store that says that it lacks one skips the case, and that is printed.
 local busted = require("busted")
 local native = require("spec.native")
 local util = require("spec.support.util")

@@ -5,8 +5,8 @@ local util = {}
 
 local folders = {}
 
---- Poll `condition` until it gives something true, and return that. Fails after `seconds` (10) with `what` and the last error.
--- `sleep` is native.sleep, which blocks; a task passes kv.sleep.
+--- Poll `condition` until it gives something true, and return that. Fails after `seconds` (10) with `what` and the last
+-- error. `sleep` is native.sleep, which blocks; a task passes kv.sleep.
 function util.eventually(condition, what, seconds, sleep)
   local deadline = native.now() + (seconds or 10)
   local rest = sleep or native.sleep
