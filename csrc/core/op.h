@@ -36,9 +36,9 @@ struct kv_core_op {
   struct kv_session_wait session;
   bool direct, in_driver, waiting_for_session, answered, cancelled, timed_out, concluded;
   /* Drivers of KV_CAN_ANY_THREAD: */
-  atomic_bool finished; /* the driver has let go */
-  kv_code finished_code;
   char *finished_cause; /* owned */
+  kv_code finished_code;
+  atomic_bool finished; /* the driver has let go */
   bool pinned;          /* direct, guarded by backend->lock: somebody is giving it up; finish leaves the rest to him */
 
   kv_code last_code;               /* of the last try */

@@ -3,7 +3,9 @@
  *   plain/...   succeeds           refuse/N   is not reached N times, then succeeds
  *   hang        never answers      sent       never answers, and was sent
  *   lost        was sent, and the answer was lost
- * Its "server" is a small table that the tests change through it, and whose changes it feeds to watches.
+ *   cling       never answers, and is let go of only a while after it was cancelled
+ * Its "server" is a small table that the tests change through it, and whose changes it feeds to watches. A second scheme, snap:, feeds
+ * whole states instead.
  */
 #include "check.h"
 
@@ -26,6 +28,7 @@ static uint64_t revision;
 static struct kv_feed *feeds[16];
 static atomic_int open_feeds, cancels, starts;
 static bool feed_events = true; /* else changes reach the table only, as when a stream is lost */
+static void (*_Atomic replay)(struct kv_feed *feed); /* what a new feed is told first */
 
 static int find_slot(kv_slice key) {
   for (int i = 0; i < SLOTS; i++)
@@ -71,6 +74,20 @@ static bool table_delete(kv_slice key) {
   return true;
 }
 
+enum { PAIRS = 120000 }; /* that many events are more than the cap */
+static uint64_t many; /* not 0: so many pairs are there besides, of this revision */
+
+static void list_many(struct kv_op *op) {
+  char name[32] = "";
+  if (op->after.size) memcpy(name, op->after.data, op->after.size);
+  int first = op->after.size ? atoi(name + 2) + 1 : 0;
+  for (int i = first; i < PAIRS && i < first + 5000 && many; i++) {
+    snprintf(name, sizeof name, "d/%06d", i);
+    host->pair(op, text(name), text(""), many, many, false);
+  }
+  op->result.more = many && first + 5000 < PAIRS;
+}
+
 static void answer(struct kv_op *op) {
   switch (op->kind) {
     case KV_PUT:
@@ -91,6 +108,7 @@ static void answer(struct kv_op *op) {
         if (key.size > op->key.size && memcmp(key.data, op->key.data, op->key.size) == 0)
           host->pair(op, key, text(table[i].value), table[i].revision, table[i].created, false);
       }
+      list_many(op);
       op->result.revision = revision;
       break;
     default: break;
@@ -107,7 +125,7 @@ static void fake_start(void *state, struct kv_op *op) {
   (void)state;
   atomic_fetch_add(&starts, 1);
   op->sent = is(op, "sent") || is(op, "lost");
-  if (is(op, "hang") || is(op, "sent")) return;
+  if (is(op, "hang") || is(op, "sent") || is(op, "cling")) return;
   if (is(op, "lost")) {
     host->finish(op, KV_UNKNOWN, "connection reset");
   } else if (op->key.size > 7 && memcmp(op->key.data, "refuse/", 7) == 0 && (int)op->attempt < op->key.data[7] - '0') {
@@ -117,9 +135,28 @@ static void fake_start(void *state, struct kv_op *op) {
   }
 }
 
+static struct kv_op *clinging; /* linked by next */
+
+static void let_go(struct kv_task *task) {
+  (void)task;
+  struct kv_op *op;
+  while ((op = clinging)) {
+    clinging = op->next;
+    host->finish(op, KV_CANCELLED, "let go");
+  }
+}
+
+static struct kv_task let_go_task = {.run = let_go};
+
 static void fake_cancel(void *state, struct kv_op *op) {
   (void)state;
   atomic_fetch_add(&cancels, 1);
+  if (is(op, "cling")) {
+    op->next = clinging;
+    clinging = op;
+    host->defer(&let_go_task);
+    return;
+  }
   host->finish(op, KV_CANCELLED, "let go");
 }
 
@@ -132,6 +169,8 @@ static void fake_watch_open(void *state, struct kv_feed *feed) {
   }
   atomic_fetch_add(&open_feeds, 1);
   host->feed_connected(feed, true);
+  void (*tell)(struct kv_feed *) = replay;
+  if (tell) tell(feed);
 }
 
 static void forget_feed(struct kv_feed *feed) {
@@ -171,6 +210,13 @@ static const struct kv_driver fake = {
     .attach = fake_attach, .create = fake_create, .close = fake_close, .destroy = free,
     .start = fake_start, .cancel = fake_cancel, .watch_open = fake_watch_open, .watch_close = fake_watch_close};
 
+static const struct kv_scheme snap_schemes[] = {{"snap", false, 1}, {NULL, false, 0}};
+
+static const struct kv_driver snap = {
+    .abi = KV_DRIVER_ABI, .name = "snap", .schemes = snap_schemes, .capabilities = KV_CAN_WATCH | KV_CAN_SNAPSHOT,
+    .attach = fake_attach, .create = fake_create, .close = fake_close, .destroy = free,
+    .start = fake_start, .cancel = fake_cancel, .watch_open = fake_watch_open, .watch_close = fake_watch_close};
+
 /* ------------------------------------------------------------------ helpers */
 
 static kv_queue *queue;
@@ -178,8 +224,10 @@ static kv_queue *queue;
 static kv_store *open_store(const char *url) {
   kv_error error = {0};
   kv_register(&fake, NULL);
+  kv_register(&snap, NULL);
   memset(table, 0, sizeof table);
   feed_events = true;
+  replay = NULL;
   if (!queue) queue = kv_queue_new(NULL);
   kv_store *store = kv_open(url, NULL, &error);
   if (!store) fprintf(stderr, "open: %s\n", error.message);
@@ -314,6 +362,19 @@ TEST(closing_answers_everyone) {
   kv_store_free(store);
 }
 
+TEST(closing_with_very_many_requests_is_quick) {
+  enum { MANY = 60000 };
+  kv_store *store = open_store("fake://here");
+  for (int i = 0; i < MANY; i++) send_request(store, KV_GET, "cling", "", 60);
+  CHECK_EQ(code_of(ask(store, KV_GET, "plain", "", 60)), KV_OK);
+  int64_t before = kv_clock();
+  kv_close(store);
+  for (int i = 0; i < MANY; i++) CHECK_EQ(code_of(next_reply()), KV_CLOSED);
+  CHECK(kv_close_wait(store, 60));
+  CHECK(kv_clock() - before < 3 * KV_SECOND); /* quadratic would be half a minute */
+  kv_store_free(store);
+}
+
 TEST(a_view_closes_alone) {
   kv_store *store = open_store("fake://here");
   kv_store *view = kv_sub(store, text("sub"), NULL);
@@ -396,6 +457,46 @@ TEST(a_child_finds_everything_closed) {
   close_store(store);
 }
 
+static atomic_bool asking;
+
+static void *ask_all_the_time(void *argument) {
+  kv_store *store = argument;
+  kv_queue *own = kv_queue_new(NULL);
+  kv_request request = {.kind = KV_GET, .key = text("plain"), .timeout = 5};
+  while (atomic_load(&asking)) {
+    kv_reply *reply;
+    CHECK_EQ(kv_submit(store, own, &request, 1, NULL, &reply, NULL), KV_OK);
+    while (!(reply = kv_queue_next(own))) kv_queue_wait(own, 5);
+    kv_reply_free(reply);
+  }
+  kv_queue_free(own);
+  return NULL;
+}
+
+/* Whatever locks the other thread and the reactor hold at that moment. */
+TEST(a_child_works_whenever_it_was_forked) {
+  kv_store *store = open_store("fake://here");
+  pthread_t thread;
+  atomic_store(&asking, true);
+  pthread_create(&thread, NULL, ask_all_the_time, store);
+  for (int i = 0; i < 50; i++) {
+    pid_t child = fork();
+    if (child == 0) {
+      alarm(20);
+      queue = kv_queue_new(NULL);
+      kv_store *own = kv_open("fake://here", NULL, NULL);
+      kv_code code = own ? code_of(ask(own, KV_PING, "", "", 5)) : KV_FAILED;
+      _exit(code == KV_OK ? 0 : 1);
+    }
+    int status = -1;
+    CHECK_EQ(waitpid(child, &status, 0), child);
+    CHECK_EQ(status, 0);
+  }
+  atomic_store(&asking, false);
+  pthread_join(thread, NULL);
+  close_store(store);
+}
+
 /* ------------------------------------------------------------------ watches */
 
 static kv_watch *open_watch(kv_store *store, kv_watch_options options) {
@@ -472,7 +573,7 @@ TEST(a_watch_gives_what_is_there_then_changes) {
   CHECK_EQ(next_event(watch, &event), 1);
   CHECK(event_is(&event, KV_EVENT_PUT, "a", "0"));
   CHECK(event.initial && !event.has_previous);
-  CHECK(kv_watch_synced(watch));
+  while (!kv_watch_synced(watch)) kv_reply_free(next_reply());
   CHECK(kv_watch_revision(watch) == revision);
   while (!kv_watch_connected(watch)) kv_reply_free(next_reply());
   on_server(put_elsewhere);
@@ -563,6 +664,143 @@ TEST(a_slow_consumer_gets_the_final_state) {
   kv_stats stats;
   kv_store_stats(store, &stats);
   CHECK(stats.resyncs >= 1);
+  kv_watch_free(watch);
+  close_store(store);
+  drain_queue();
+}
+
+/* ------------------------------------------------------------------ watches that resume */
+
+static uint64_t resume_after, flood_until, gone_at;
+
+static bool is_open(const struct kv_feed *feed) {
+  for (int i = 0; i < 16; i++)
+    if (feeds[i] == feed) return true;
+  return false;
+}
+
+/* From the history: d/a was written at each revision, but d/gone ended at `gone_at`. */
+static void replay_history(struct kv_feed *feed) {
+  for (uint64_t at = feed->from; at <= flood_until && is_open(feed); at++) {
+    if (at == gone_at) host->feed_event(feed, KV_EVENT_DELETE, text("d/gone"), text(""), at, 0);
+    else host->feed_event(feed, KV_EVENT_PUT, text("d/a"), text("flood"), at, resume_after);
+    if (is_open(feed)) host->feed_commit(feed, at);
+  }
+}
+
+/* A batch that breaks off. */
+static void replay_one_and_lose(struct kv_feed *feed) {
+  host->feed_event(feed, KV_EVENT_PUT, text("d/b"), text("1"), resume_after + 1, resume_after + 1);
+  forget_feed(feed);
+  host->feed_lost(feed, KV_UNAVAILABLE, "lost on purpose");
+  replay = NULL;
+}
+
+/* Things have happened since, d/gone's end among them. */
+static kv_store *open_with_history(uint64_t revisions) {
+  kv_store *store = open_store("fake://here");
+  CHECK_EQ(code_of(ask(store, KV_PUT, "d/a", "0", 5)), KV_OK);
+  resume_after = revision;
+  flood_until = revision += revisions;
+  gone_at = resume_after + revisions / 2;
+  return store;
+}
+
+TEST(a_slow_consumer_who_resumed_misses_no_delete) {
+  kv_store *store = open_with_history(150000); /* far more than the cap */
+  replay = replay_history;
+  kv_event event;
+  kv_watch *watch = open_watch(store, (kv_watch_options){.key = text("d"), .tree = true, .resume = true, .after = resume_after});
+  uint64_t seen = resume_after;
+  bool in_order = true, gone = false;
+  while (seen < flood_until && next_event(watch, &event) == 1) {
+    if (seen == resume_after) usleep(100000); /* what comes meanwhile does not fit */
+    in_order = in_order && event.revision == seen + 1;
+    gone = gone || (event.type == KV_EVENT_DELETE && event_is(&event, KV_EVENT_DELETE, "d/gone", ""));
+    seen = event.revision;
+  }
+  CHECK_EQ(seen, flood_until);
+  CHECK(in_order);
+  CHECK(gone);
+  kv_stats stats;
+  kv_store_stats(store, &stats);
+  CHECK_EQ(stats.resyncs, 0);
+  kv_watch_free(watch);
+  close_store(store);
+  drain_queue();
+}
+
+TEST(a_history_that_is_cut_before_a_resumed_watch_caught_up_ends_it) {
+  kv_store *store = open_with_history(100);
+  replay = replay_one_and_lose;
+  kv_event event;
+  kv_error error;
+  kv_watch *watch = open_watch(store, (kv_watch_options){.key = text("d"), .tree = true, .resume = true, .after = resume_after});
+  while (replay || !kv_watch_connected(watch)) kv_reply_free(next_reply()); /* again */
+  on_server(lose_compacted);
+  CHECK_EQ(next_event(watch, &event), 1);
+  CHECK(event_is(&event, KV_EVENT_PUT, "d/b", "1"));
+  CHECK_EQ(next_event(watch, &event), -1);
+  CHECK_EQ(kv_watch_next(watch, &event, &error), -1);
+  CHECK_EQ(error.code, KV_COMPACTED);
+  kv_watch_free(watch);
+  close_store(store);
+  drain_queue();
+}
+
+TEST(a_history_that_is_cut_later_is_healed) {
+  kv_store *store = open_with_history(100);
+  replay = replay_history;
+  kv_event event;
+  kv_watch *watch = open_watch(store, (kv_watch_options){.key = text("d"), .tree = true, .resume = true, .after = resume_after});
+  for (int i = 0; i < 100; i++) CHECK_EQ(next_event(watch, &event), 1);
+  on_server(go_deaf);
+  on_server(delete_a);
+  on_server(put_b);
+  on_server(lose_compacted);
+  CHECK_EQ(next_event(watch, &event), 1);
+  CHECK(event_is(&event, KV_EVENT_PUT, "d/b", "b"));
+  CHECK_EQ(next_event(watch, &event), 1);
+  CHECK(event_is(&event, KV_EVENT_DELETE, "d/a", ""));
+  kv_watch_free(watch);
+  close_store(store);
+  drain_queue();
+}
+
+/* ------------------------------------------------------------------ watches that are fed whole states */
+
+static void feed_many(struct kv_feed *feed) {
+  char name[32];
+  host->feed_begin(feed);
+  for (int i = 0; i < PAIRS && is_open(feed); i++) {
+    snprintf(name, sizeof name, "d/%06d", i);
+    host->feed_pair(feed, text(name), text(""), many, many);
+  }
+  if (is_open(feed)) host->feed_end(feed, revision);
+}
+
+static void feed_nothing(void) {
+  struct kv_feed *feed = feeds[0];
+  many = 0;
+  replay = NULL;
+  revision++;
+  host->feed_begin(feed);
+  host->feed_end(feed, revision);
+}
+
+TEST(a_whole_state_may_be_larger_than_the_cap) {
+  kv_store *store = open_store("snap://here");
+  replay = feed_many;
+  many = ++revision;
+  kv_event event;
+  kv_watch *watch = open_watch(store, (kv_watch_options){.key = text("d"), .tree = true});
+  int puts = 0, deletes = 0;
+  while (puts < PAIRS && next_event(watch, &event) == 1) puts += event.type == KV_EVENT_PUT;
+  CHECK_EQ(puts, PAIRS);
+  while (!kv_watch_synced(watch)) kv_reply_free(next_reply());
+  on_server(feed_nothing);
+  while (deletes < PAIRS && next_event(watch, &event) == 1) deletes += event.type == KV_EVENT_DELETE;
+  CHECK_EQ(deletes, PAIRS);
   kv_watch_free(watch);
   close_store(store);
   drain_queue();
