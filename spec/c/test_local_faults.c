@@ -91,9 +91,21 @@ TEST(a_full_map_can_be_emptied_at_once) {
     REQUIRE(store != NULL);
     CHECK(fill(store, "d", 200, &code) > 500);
     CHECK_EQ(code, KV_NO_SPACE);
+    kv_watch *watch = watch_tree(store, "d");
+    CHECK(wait_synced(watch));
     kv_request request = {.kind = KV_DELETE_TREE, .key = text("d")};
     CHECK_EQ(ask(store, &request), KV_OK);
     CHECK_STR(list(store, ""), "");
+    /* There was no room for the history of it: the watch is told all the same. */
+    int left = 0;
+    const char *event;
+    do {
+      event = next_event(watch, 2);
+      left += *event == 'd' ? 1 : *event == '-' ? -1 : 0;
+    } while (*event && (left || *event == 'd'));
+    CHECK_EQ(left, 0);
+    CHECK(*event == '-');
+    kv_watch_free(watch);
     close_store(store);
   }
 }

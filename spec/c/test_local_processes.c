@@ -418,6 +418,14 @@ TEST(nobody_waits_for_ever_for_a_stopped_process) {
   close_store(store);
   CHECK(seconds_now() - begun < 5);
   CHECK_EQ(keep_reply(next_reply(tag)), KV_CLOSED);
+  /* The folder is still being closed: a new store has to wait for that, and is told so in time. */
+  other = open_store(NULL);
+  REQUIRE(other != NULL);
+  kv_request read = {.kind = KV_GET, .key = text("a"), .timeout = 0.2};
+  CHECK_EQ(ask(other, &read), KV_TIMEOUT);
+  begun = seconds_now();
+  close_store(other);
+  CHECK(seconds_now() - begun < 5);
   /* It dies with the lock: whoever comes next takes over. */
   kill_child(&child);
   store = open_store(NULL);
@@ -512,6 +520,109 @@ TEST(nothing_acknowledged_is_lost_by_a_kill) {
     }
   }
   CHECK(next > 1000 / 2);
+  close_store(store);
+}
+
+/* ------------------------------------------------------------------ many at once */
+
+enum { TREE_KEYS = 40, TREE_WRITES = 600 };
+
+static void write_at_random(void *argument) {
+  static char value[20000];
+  unsigned seed = *(const unsigned *)argument;
+  char key[32];
+  kv_store *store = open_store("?map_size=8388608&sync=none");
+  for (int i = 0; i < TREE_WRITES; i++) {
+    snprintf(key, sizeof key, "d/%d", rand_r(&seed) % TREE_KEYS);
+    snprintf(value, sizeof value, "%u/%d", *(const unsigned *)argument, i);
+    kv_request request = {.kind = KV_PUT, .key = text(key), .value = {value, sizeof value}};
+    if (rand_r(&seed) % 3 == 0) request.kind = KV_DELETE;
+    CHECK_EQ(ask(store, &request), KV_OK);
+  }
+  close_store(store);
+}
+
+/* Take all events there are; `state` is what they add up to. */
+static void take_events(kv_watch *watch, char state[][32]) {
+  const char *event;
+  while (*(event = next_event(watch, 0.05))) {
+    int key = atoi(strstr(event, "d/") + 2);
+    REQUIRE(event[0] != '!' && key >= 0 && key < TREE_KEYS);
+    const char *value = event[0] == '-' ? "" : strchr(event, '=') + 1;
+    snprintf(state[key], 32, "%.*s", (int)strcspn(value, "@"), value);
+  }
+}
+
+/* The history is too short for those who are slow, and so is the queue of events: they list again and get the difference. */
+TEST(a_watch_ends_with_the_true_state_whatever_happened) {
+  static char state[TREE_KEYS][32], slow_state[TREE_KEYS][32];
+  enum { COUNT = 3 };
+  struct child children[COUNT];
+  unsigned seeds[COUNT];
+  char key[32];
+  new_folder();
+  kv_store *store = open_store("?map_size=8388608&sync=none");
+  REQUIRE(store != NULL);
+  kv_watch *watch = watch_tree(store, "d"), *slow = watch_tree(store, "d");
+  CHECK(wait_synced(watch) && wait_synced(slow));
+  for (unsigned i = 0; i < COUNT; i++) {
+    seeds[i] = i + (unsigned)getpid();
+    children[i] = start_child(write_at_random, &seeds[i]);
+  }
+  for (int i = 0; i < 20; i++) take_events(watch, state);
+  for (int i = 0; i < COUNT; i++) CHECK_EQ(join_child(&children[i]), 0);
+  bool same = false;
+  for (int round = 0; round < 100 && !same; round++) {
+    take_events(watch, state);
+    take_events(slow, slow_state);
+    same = true;
+    for (int i = 0; i < TREE_KEYS && same; i++) {
+      snprintf(key, sizeof key, "d/%d", i);
+      const char *value = get(store, key);
+      same = strcmp(value ? value : "", state[i]) == 0 && strcmp(value ? value : "", slow_state[i]) == 0;
+    }
+  }
+  CHECK(same);
+  kv_stats stats;
+  kv_store_stats(store, &stats);
+  CHECK(stats.resyncs > 0); /* or this test tests nothing */
+  kv_watch_free(watch);
+  kv_watch_free(slow);
+  close_store(store);
+}
+
+enum { LOCK_ROUNDS = 40 };
+
+static void count_under_lock(void *argument) {
+  char value[32];
+  (void)argument;
+  kv_store *store = open_store(NULL);
+  kv_lock *lock = new_lock(store, "l", 30);
+  for (int i = 0; i < LOCK_ROUNDS; i++) {
+    CHECK_EQ(acquire(lock, 60), KV_OK);
+    const char *before = get(store, "count");
+    snprintf(value, sizeof value, "%d", before ? atoi(before) + 1 : 1);
+    const char *token = get(store, "token");
+    CHECK(!token || strtoull(token, NULL, 10) < kv_lock_token(lock));
+    CHECK_EQ(put(store, "count", value), KV_OK);
+    snprintf(value, sizeof value, "%llu", (unsigned long long)kv_lock_token(lock));
+    CHECK_EQ(put(store, "token", value), KV_OK);
+    CHECK_EQ(release(lock), KV_OK);
+  }
+  kv_lock_free(lock);
+  close_store(store);
+}
+
+TEST(a_lock_excludes_processes_from_each_other) {
+  enum { COUNT = 4 };
+  struct child children[COUNT];
+  new_folder();
+  for (int i = 0; i < COUNT; i++) children[i] = start_child(count_under_lock, NULL);
+  for (int i = 0; i < COUNT; i++) CHECK_EQ(join_child(&children[i]), 0);
+  kv_store *store = open_store(NULL);
+  REQUIRE(store != NULL);
+  const char *count = get(store, "count");
+  CHECK_EQ(count ? atoi(count) : 0, COUNT * LOCK_ROUNDS);
   close_store(store);
 }
 

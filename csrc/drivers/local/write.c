@@ -306,6 +306,13 @@ static void answer_txn(struct kv_local_item *item) {
   }
 }
 
+static void count_bytes(const struct kv_op *op) {
+  const struct kv_local_store *store = op->data;
+  uint64_t bytes = op->value.size;
+  for (size_t i = 0; i < op->part_count; i++) bytes += op->parts[i].value.size;
+  if (bytes) kv_local_host->count_bytes(store->backend, bytes, 0);
+}
+
 static void answer(struct kv_local_item *item) {
   struct kv_op *op = item->op;
   struct kv_page *page = op->result.page;
@@ -314,6 +321,7 @@ static void answer(struct kv_local_item *item) {
   op->result.page = page; /* QUEUE_HEAD has put its pair there */
   if (found) op->result.found = true;
   if (op->kind == KV_TXN && item->code == KV_OK) answer_txn(item);
+  if (item->code == KV_OK) count_bytes(op);
   kv_local_finish(op, item->code, item->text);
 }
 
