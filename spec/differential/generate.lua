@@ -1,0 +1,205 @@
+--- Makes programs: a seed gives the same one everywhere.
+--
+-- A program is {seed =, portable =, blocking =, steps = {...}}: plain tables. A step has an `op` (operations.lua), an
+-- `id` that stays when others are taken out, and what the operation put there. Steps refer to earlier ones by their
+-- ids; one whose reference is not there is skipped when it is run, so any part of a program is a program.
+local Random = require("spec.differential.random")
+local operations = require("spec.differential.operations")
+
+local Maker = {}
+Maker.__index = Maker
+
+-- Parents and children, names that begin like others, bytes that sort around the slash, and what needs escapes on the
+-- way.
+local KEYS = {"a", "b", "a/b", "a/c", "a/b/c", "a/b0", "ab", "a-b", "a.b", "b/x", "b/y/z", "c/d/e", "A", "a/\195\188/n",
+  "b/x y+%", "c/d"}
+local BAD_KEYS = {"", "/", "a/../b", ".", ".kv/a", "a/\1"}
+local DIRS = {"", "a", "a/b", "b", "c", "c/d", "nowhere", "/a/", "ab"}
+local VALUES = {"1", "2", "3", "4", "1", "", "\0\255\n\"", ("x"):rep(3000)}
+local TOO_LARGE = ("x"):rep(512 * 1024 + 1)
+
+local STORES = {{"s0", 60}, {"s1", 15}, {"s2", 15}, {"s3", 10}}
+local PREFIXES = {s0 = "", s1 = "a/", s2 = "", s3 = "b/"}
+
+local MORTAL_STEPS = 5  -- so many more before the short lives are waited for
+local MORTAL_TIMES = 2
+
+-- ------------------------------------------------------------------ what operations ask for
+
+function Maker:store()
+  return self.random:weighted(STORES)
+end
+
+--- Has a step used this store?
+function Maker:uses(name)
+  for _, step in ipairs(self.program.steps) do
+    if step.store == name then return true end
+  end
+  return false
+end
+
+function Maker:store_of(id)
+  for _, step in ipairs(self.program.steps) do
+    if step.id == id then return step.store end
+  end
+end
+
+function Maker:key()
+  if self.random:chance(2) then return self.random:pick(BAD_KEYS) end
+  local key = self.random:pick(self.keys)
+  if self.random:chance(4) then key = "/" .. key:gsub("/", "//") .. "/" end
+  return key
+end
+
+--- Keys that are different and good.
+function Maker:distinct_keys(count)
+  local left, keys = {}, {}
+  for i, key in ipairs(self.keys) do left[i] = key end
+  for i = 1, math.min(count, #left) do keys[i] = table.remove(left, self.random:upto(#left)) end
+  return keys
+end
+
+function Maker:dir()
+  return self.random:pick(DIRS)
+end
+
+function Maker:value()
+  if self.program.portable and self.random:chance(1) then return TOO_LARGE end
+  return self.random:pick(VALUES)
+end
+
+--- The id of an earlier step of this kind, or nil.
+function Maker:any(op)
+  local ids = self.made[op]
+  return ids and self.random:pick(ids)
+end
+
+-- Leases belong to a store and its views.
+local function lease_for(self, store)
+  local ids = {}
+  for _, step in ipairs(self.program.steps) do
+    local fits = step.op == "lease" and (step.store == store or (step.store == "s0" and store == "s1"))
+    if fits then ids[#ids + 1] = step.id end
+  end
+  return #ids > 0 and self.random:pick(ids) or nil
+end
+
+--- How long what the step writes shall live.
+function Maker:life(step)
+  local kind = self.random:weighted{{"plain", 75}, {"long", 8}, {"lease", 10}, {"keep", 8}, {"mortal", 8}}
+  if kind == "keep" and step.store ~= "s2" then kind = "plain" end
+  if kind == "mortal" then
+    if not self.program.mortal or self.settled >= MORTAL_TIMES then return {kind = "long"} end
+    self.mortal_since = self.mortal_since or #self.program.steps
+  end
+  if kind ~= "lease" then return {kind = kind} end
+  local lease = lease_for(self, step.store)
+  return lease and {kind = "lease", lease = lease} or {kind = "plain"}
+end
+
+local function canonical(store, key)
+  return PREFIXES[store] .. key:gsub("^/+", ""):gsub("/+$", ""):gsub("/+", "/")
+end
+
+--- A reference to a pair that an earlier step gave, the newer the likelier, of the key `full` if that is given; or nil.
+function Maker:reference(full)
+  for i = #self.pairs, 1, -1 do
+    local pair = self.pairs[i]
+    if (not full or pair.full == full) and self.random:chance(60) then
+      return {ref = pair.id, nth = pair.nth, plain = self.random:chance(25) or nil}
+    end
+  end
+end
+
+--- What to compare a key with: nothing, its pair, an older one, another key's, or one that never was.
+function Maker:previous(store, key, can_be_none)
+  local none = {"none", can_be_none and 40 or 0}
+  local how = self.random:weighted{none, {"same", 48}, {"other", 6}, {"wrong", 4}, {"zero", 2}}
+  if how == "none" then return {none = true} end
+  if how == "zero" then return {zero = true} end
+  local found = how ~= "wrong" and self:reference(how == "same" and canonical(store, key) or nil)
+  return found or {wrong = true}
+end
+
+-- ------------------------------------------------------------------ making a program
+
+-- Remember which pairs a step may give.
+local function note_pairs(self, step)
+  local function note(full, nth)
+    self.pairs[#self.pairs + 1] = {id = step.id, full = full, nth = nth}
+  end
+  if step.op == "txn" then
+    local keys = {}
+    for _, part in ipairs(step.parts) do
+      if part.kind == "put" then keys[#keys + 1] = canonical(step.store, part.key) end
+    end
+    table.sort(keys)
+    for nth, full in ipairs(keys) do note(full, nth) end
+  elseif step.op == "list" then
+    note(nil, self.random:upto(2))
+  elseif step.key and not step.watch and step.op ~= "watch" then
+    note(canonical(step.store, step.key), 1)
+  end
+end
+
+local function add(self, op, fields)
+  local step = fields or {}
+  self.last_id = self.last_id + 1
+  step.op, step.id = op, self.last_id
+  if not fields and operations[op].make(self, step) == false then return end
+  self.program.steps[#self.program.steps + 1] = step
+  self.made[op] = self.made[op] or {}
+  table.insert(self.made[op], step.id)
+  note_pairs(self, step)
+end
+
+local function settle_in_time(self)
+  if not self.mortal_since or #self.program.steps - self.mortal_since < MORTAL_STEPS then return end
+  add(self, "settle")
+  self.mortal_since, self.settled = nil, self.settled + 1
+end
+
+local function choices(program)
+  local list = {}
+  for name, operation in pairs(operations) do
+    if not (program.blocking and operation.tasks) then list[#list + 1] = {name, operation.weight} end
+  end
+  table.sort(list, function(left, right) return left[1] < right[1] end)
+  return list
+end
+
+local function choose_keys(random)
+  local left, keys = {}, {}
+  for i, key in ipairs(KEYS) do left[i] = key end
+  for i = 1, 3 + random:upto(4) do keys[i] = table.remove(left, random:upto(#left)) end
+  return keys
+end
+
+-- Whatever happened is looked at in the end.
+local function add_end(self)
+  for _, id in ipairs(self.made.watch or {}) do add(self, "events", {watch = id}) end
+  for _, id in ipairs(self.made.mirror or {}) do add(self, "reflect", {mirror = id, store = self:store_of(id)}) end
+  add(self, "list", {store = "s0", dir = "", options = {}})
+  add(self, "list", {store = "s0", dir = "", options = {recursive = false}})
+end
+
+--- The program of a seed.
+-- @tparam integer seed
+-- @tparam[opt=30] integer length about so many steps at most
+return function(seed, length)
+  local random = Random.new(seed)
+  local program = {seed = seed, steps = {}}
+  program.portable = random:chance(25)
+  program.blocking = random:chance(20)
+  program.mortal = not program.blocking and random:chance(25)
+  local self = setmetatable({random = random, program = program, keys = choose_keys(random), made = {}, pairs = {},
+    last_id = 0, settled = 0}, Maker)
+  local list = choices(program)
+  for _ = 1, 5 + random:upto(length or 30) do
+    add(self, random:weighted(list))
+    settle_in_time(self)
+  end
+  if self.mortal_since then add(self, "settle") end
+  add_end(self)
+  return program
+end
