@@ -127,11 +127,24 @@ struct server {
   const char *extra[24]; /* more arguments */
 };
 
-static inline bool server_listens(const struct server *server) {
+/* It listens, and (without TLS) says that it is well: it listens before it has a leader, and one that is killed before its first
+ * election is of no use any more. */
+static inline bool server_is_well(const struct server *server) {
+  static const char question[] = "GET /health HTTP/1.0\r\n\r\n";
+  struct timeval patience = {.tv_sec = 2};
   struct sockaddr_in address = {
     .sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK), .sin_port = htons((uint16_t)server->port)};
   int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  char answer[1000] = "";
   bool good = connect(fd, (void *)&address, sizeof address) == 0;
+  setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+  if (good && !server->tls) {
+    size_t size = 0;
+    ssize_t got = send(fd, question, sizeof question - 1, MSG_NOSIGNAL);
+    while (got > 0 && size < sizeof answer - 1 && (got = recv(fd, answer + size, sizeof answer - 1 - size, 0)) > 0)
+      size += (size_t)got;
+    good = strstr(answer, "\"true\"") != NULL;
+  }
   close(fd);
   return good;
 }
@@ -152,7 +165,6 @@ static inline void server_spawn(struct server *server) {
   server->pid = spawn(arguments, log);
 }
 
-/* It listens only once there is a leader. */
 static inline bool server_await(struct server *server) {
   for (double until = now() + 20; now() < until; nap(0.02)) {
     int status;
@@ -160,7 +172,7 @@ static inline bool server_await(struct server *server) {
       server->pid = 0;
       return false;
     }
-    if (server_listens(server)) return true;
+    if (server_is_well(server)) return true;
   }
   return false;
 }

@@ -377,6 +377,7 @@ TEST(killed_and_started) {
         if (kv_reply_tag(reply) != tags[i]) continue;
         codes[i] = kv_reply_code(reply);
         CHECK(codes[i] == KV_OK || codes[i] == KV_UNKNOWN);
+        if (codes[i] != KV_OK && codes[i] != KV_UNKNOWN) fprintf(stderr, "%s\n", kv_reply_message(reply));
         left--;
       }
       kv_reply_free(reply);
@@ -429,6 +430,7 @@ TEST(stopped) {
   kv_store *store = open_url(server.url, "/stop");
   CHECK_EQ(put(store, "k", "1"), KV_OK);
   kill(server.pid, SIGSTOP);
+  REQUIRE(waitpid(server.pid, NULL, WUNTRACED) == server.pid);
   double begun = now();
   CHECK_EQ(put_within(store, "k", "2", 0.4), KV_UNKNOWN);
   CHECK_EQ(get_within(store, "k", 0.4), KV_TIMEOUT);

@@ -90,7 +90,7 @@ TEST(many_watches) {
   /* Nothing happens: nobody wakes up but to see whether the server is there. */
   long before = sleeps();
   nap(3);
-  CHECK(sleeps() - before <= 4);
+  if (MEASURED) CHECK(sleeps() - before <= 4); /* a sanitizer has a thread of its own */
   /* All live. */
   for (int i = 0; i < COUNT; i += 100) {
     char key[30], expected[50];
@@ -113,7 +113,7 @@ TEST(idle_store) {
   size_t with = heap();
   long before = sleeps();
   nap(2);
-  CHECK(sleeps() - before <= 2);
+  if (MEASURED) CHECK(sleeps() - before <= 2);
   close_store(store);
   if (MEASURED) CHECK(with - heap() < 64 << 10); /* what an idle connection holds */
   if (MEASURED) printf("an idle store: %zu bytes\n", with - heap());
