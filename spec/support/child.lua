@@ -1,6 +1,6 @@
 --- A second process for specs: lua spec/support/child.lua URL PREFIX [OPTION=VALUE,...]
--- It opens a store, prints "ready", then answers commands, one a line, fields separated by tabs. Each gets one line: the
--- result, or "error CODE MESSAGE".
+-- It opens a store, prints "ready", then answers commands, one a line, fields separated by tabs. Each gets one line:
+-- the result, or "error CODE MESSAGE".
 local kv = require("kv")
 
 local options = {prefix = arg[2]}
