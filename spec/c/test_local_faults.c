@@ -168,6 +168,50 @@ TEST(what_expires_makes_room) {
   close_store(store);
 }
 
+/* A reader keeps what it sees from being overwritten, so that a small map is full of what nobody else needs. */
+static void read_for_long(void *argument) {
+  MDB_env *env;
+  MDB_txn *txn;
+  (void)argument;
+  bool good = mdb_env_create(&env) == 0 && mdb_env_open(env, folder, MDB_NOTLS, 0600) == 0 &&
+              mdb_txn_begin(env, NULL, MDB_RDONLY, &txn) == 0;
+  say(good ? 'r' : 'f');
+  hear();
+  mdb_txn_abort(txn);
+  say('e');
+  for (;;) pause();
+}
+
+TEST(readers_of_the_past) {
+  static char value[20000];
+  kv_request request = {.kind = KV_PUT, .key = text("a"), .value = {value, sizeof value}};
+  for (int killed = 0; killed < 2; killed++) {
+    new_folder();
+    kv_store *store = open_store("?map_size=1048576&sync=none");
+    REQUIRE(store != NULL);
+    CHECK_EQ(ask(store, &request), KV_OK);
+    struct child child = start_child(read_for_long, NULL);
+    REQUIRE(listen_to(&child) == 'r');
+    int count = 0;
+    while (ask(store, &request) == KV_OK && count++ < 1000) continue;
+    CHECK_EQ(last.code, KV_NO_SPACE);
+    CHECK(count < 100);
+    if (killed) {
+      kill_child(&child); /* what it held is found and freed */
+    } else {
+      kv_reply *reply = NULL;
+      uint64_t tag = ++last_tag;
+      CHECK_EQ(kv_submit(store, queue, &request, tag, NULL, &reply, NULL), KV_OK);
+      tell(&child, 'e');
+      CHECK_EQ(keep_reply(next_reply(tag)), KV_OK); /* it waited for the reader */
+      CHECK_EQ(listen_to(&child), 'e');
+      kill_child(&child);
+    }
+    for (int i = 0; i < 200; i++) CHECK_EQ(ask(store, &request), KV_OK);
+    close_store(store);
+  }
+}
+
 /* ------------------------------------------------------------------ no room on the disk */
 
 /* A limit on the size of files is as good as a full disk: writing behind it fails. */

@@ -531,7 +531,7 @@ static void write_at_random(void *argument) {
   static char value[20000];
   unsigned seed = *(const unsigned *)argument;
   char key[32];
-  kv_store *store = open_store("?map_size=8388608&sync=none");
+  kv_store *store = open_store("?map_size=67108864&sync=none");
   for (int i = 0; i < TREE_WRITES; i++) {
     snprintf(key, sizeof key, "d/%d", rand_r(&seed) % TREE_KEYS);
     snprintf(value, sizeof value, "%u/%d", *(const unsigned *)argument, i);
@@ -553,7 +553,7 @@ static void take_events(kv_watch *watch, char state[][32]) {
   }
 }
 
-/* The history is too short for those who are slow, and so is the queue of events: they list again and get the difference. */
+/* The queue of events is too short for those who are slow: they list again and get the difference. */
 TEST(a_watch_ends_with_the_true_state_whatever_happened) {
   static char state[TREE_KEYS][32], slow_state[TREE_KEYS][32];
   enum { COUNT = 3 };
@@ -561,7 +561,7 @@ TEST(a_watch_ends_with_the_true_state_whatever_happened) {
   unsigned seeds[COUNT];
   char key[32];
   new_folder();
-  kv_store *store = open_store("?map_size=8388608&sync=none");
+  kv_store *store = open_store("?map_size=67108864&sync=none");
   REQUIRE(store != NULL);
   kv_watch *watch = watch_tree(store, "d"), *slow = watch_tree(store, "d");
   CHECK(wait_synced(watch) && wait_synced(slow));

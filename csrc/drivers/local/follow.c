@@ -355,9 +355,37 @@ static void stop_if_alone(struct kv_local_follower *follower) {
 
 /* ------------------------------------------------------------------ owners that end */
 
+/* Is the place alive that this one waits for? */
+static bool stands(struct kv_local_env *env, const struct kv_place *place) {
+  struct kv_local_reader *reader;
+  struct kv_local_key name;
+  struct kv_local_place entry;
+  MDB_val value;
+  if (kv_local_reader_take(env, &reader) != 0) return false;
+  struct kv_local_moment moment = {.env = env, .txn = reader->txn};
+  kv_local_key_place(&name, place->name, place->ahead_revision);
+  MDB_val key = kv_local_val(&name);
+  bool there = mdb_get(reader->txn, env->dbi, &key, &value) == 0 && kv_local_place_read(&value, &entry) &&
+               kv_local_place_alive(&moment, &entry);
+  kv_local_reader_give(reader);
+  return there;
+}
+
+/* Who waited for a place of the dead need not wait for its removal too, which takes a commit. */
+static void wake_fallen(struct kv_local_follower *follower) {
+  for (size_t i = 0; i < LOCAL_WAIT_BUCKETS; i++) {
+    struct kv_op *op = follower->waits[i], *next;
+    for (; op; op = next) {
+      next = op->next;
+      if (!stands(follower->env, op->place)) end_wait(follower, op, KV_OK);
+    }
+  }
+}
+
 /* An owner closed its file. That is told a moment before its lock is gone: then look again. True: it is settled. */
 static bool look_at_owner(struct kv_local_follower *follower, uint64_t owner) {
   if (kv_local_owner_alive(follower->env, owner)) return false;
+  wake_fallen(follower);
   kv_local_write_owner(follower->env, owner);
   return true;
 }
@@ -572,21 +600,6 @@ void kv_local_follow_close(struct kv_feed *feed) {
 }
 
 /* ------------------------------------------------------------------ a waiter comes */
-
-static bool stands(struct kv_local_env *env, const struct kv_place *place) {
-  struct kv_local_reader *reader;
-  struct kv_local_key name;
-  struct kv_local_place entry;
-  MDB_val value;
-  if (kv_local_reader_take(env, &reader) != 0) return false;
-  struct kv_local_moment moment = {.env = env, .txn = reader->txn};
-  kv_local_key_place(&name, place->name, place->ahead_revision);
-  MDB_val key = kv_local_val(&name);
-  bool there = mdb_get(reader->txn, env->dbi, &key, &value) == 0 && kv_local_place_read(&value, &entry) &&
-               kv_local_place_alive(&moment, &entry);
-  kv_local_reader_give(reader);
-  return there;
-}
 
 void kv_local_follow_wait(struct kv_local_env *env, struct kv_op *op) {
   struct kv_local_follower *follower = &env->follower;

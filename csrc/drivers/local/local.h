@@ -214,6 +214,7 @@ struct kv_local_env {
   bool nosync; /* LMDB's flag */
   unsigned batches;
   size_t last_batch;
+  int64_t patience;
 
   struct kv_local_follower follower;
 };

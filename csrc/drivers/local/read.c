@@ -144,13 +144,27 @@ bool kv_local_history_reaches(const struct kv_local_change *newest, const struct
 
 /* ------------------------------------------------------------------ GET */
 
+static int tell_revision(struct kv_local_env *env, MDB_txn *txn, struct kv_op *op) {
+  struct kv_local_change newest;
+  MDB_cursor *cursor;
+  bool found;
+  int rc = mdb_cursor_open(txn, env->dbi, &cursor);
+  if (rc) return rc;
+  rc = kv_local_history_ends(cursor, &newest, NULL, &found);
+  mdb_cursor_close(cursor);
+  op->result.revision = newest.revision;
+  return rc;
+}
+
+/* Reads that came through start() tell the store's revision: a watch goes on from there. Others do without, they are many. */
 static kv_code get(struct kv_local_env *env, MDB_txn *txn, struct kv_op *op, kv_error *error) {
   struct kv_local_key name;
   struct kv_local_record record;
   MDB_val value;
   kv_local_key_data(&name, op->key);
   MDB_val key = kv_local_val(&name);
-  int rc = mdb_get(txn, env->dbi, &key, &value);
+  int rc = op->data ? tell_revision(env, txn, op) : 0;
+  if (!rc) rc = mdb_get(txn, env->dbi, &key, &value);
   if (rc == MDB_NOTFOUND) return KV_OK;
   if (rc) return fail(error, rc);
   if (!kv_local_record_read(&value, &record)) return fail_damaged(error);
@@ -344,28 +358,41 @@ static int find_own(MDB_cursor *cursor, const struct kv_place *place, struct kv_
   return rc == MDB_NOTFOUND ? 0 : rc;
 }
 
+/* To the nearest place before the cursor's that counts. False: it takes a write to tell. Whose owner is dead cannot come back, and
+ * is passed over. Whose time is up might just be renewed by a commit that we do not see yet: only a write puts us behind it. */
+static bool find_ahead(struct kv_local_moment *moment, MDB_cursor *cursor, const struct kv_local_key *own, uint64_t *order) {
+  struct kv_local_place before;
+  MDB_val key, value;
+  int rc;
+  *order = 0;
+  while (!(rc = mdb_cursor_get(cursor, &key, &value, MDB_PREV)) && in_queue(&key, &value, own, &before)) {
+    if (!kv_local_owner_alive(moment->env, before.owner)) continue;
+    if (!kv_local_place_alive(moment, &before)) return false;
+    *order = kv_local_number((const char *)key.mv_data + key.mv_size - 8);
+    return true;
+  }
+  return !rc || rc == MDB_NOTFOUND;
+}
+
 /* AHEAD and CLAIM. */
 static bool look_ahead(struct kv_local_moment *moment, MDB_cursor *cursor, struct kv_op *op, kv_code *code) {
   struct kv_place *place = op->place;
   struct kv_local_key name;
-  struct kv_local_place entry, before;
-  MDB_val key, value;
+  struct kv_local_place entry;
+  uint64_t order;
   bool found;
   if (!*place->ticket || find_own(cursor, place, &name, &entry, &found)) return false;
   if (!found || !kv_local_place_alive(moment, &entry)) {
     *code = KV_LOST;
     return true;
   }
-  int rc = mdb_cursor_get(cursor, &key, &value, MDB_PREV);
-  bool ahead = !rc && in_queue(&key, &value, &name, &before);
-  if (rc && rc != MDB_NOTFOUND) return false;
-  if (ahead && !kv_local_place_alive(moment, &before)) return false; /* to be removed first */
+  if (!find_ahead(moment, cursor, &name, &order)) return false;
   if (op->kind == KV_QUEUE_CLAIM) {
     place->token = kv_local_order(place->ticket);
-    op->result.found = !ahead;
-  } else if (ahead) {
-    place->ahead_revision = kv_local_number((const char *)key.mv_data + key.mv_size - 8);
-    kv_local_order_text(place->ahead, place->ahead_revision);
+    op->result.found = !order;
+  } else if (order) {
+    place->ahead_revision = order;
+    kv_local_order_text(place->ahead, order);
     op->result.found = true;
   }
   *code = KV_OK;

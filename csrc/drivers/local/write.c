@@ -22,10 +22,17 @@
 
 #define PLENTY 65536        /* free pages at the end of the map that need no closer look */
 #define NEARLY_FULL (UINT64_C(8) << 20) /* bytes left on a disk where a commit did not fit */
+#define PATIENCE (LOCAL_SECOND / 2)              /* with readers that hold pages, for one batch */
 #define EXPIRE_STEP 1000    /* things that go in one commit */
 #define SPIN_NANOSECONDS 30000
 #define CHECK_READERS_EVERY 1000 /* commits */
 #define LOCAL_IN_DOUBT (-1) /* beside LMDB's and the system's errors: it may have been committed */
+
+static int64_t monotonic(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (int64_t)now.tv_sec * LOCAL_SECOND + now.tv_nsec;
+}
 
 /* ------------------------------------------------------------------ state of an op */
 
@@ -197,6 +204,33 @@ static int apply(struct kv_local_batch *batch, struct kv_local_item *item) {
   return kv_local_apply(batch, item);
 }
 
+/* mdb_reader_list() gives text: process, thread, and the transaction that it reads, or "-". */
+static int note_reader(const char *line, void *argument) {
+  size_t *oldest = argument, txn;
+  if (sscanf(line, "%*d %*x %zu", &txn) == 1 && txn < *oldest) *oldest = txn;
+  return 0;
+}
+
+/* Does a reader keep pages from being used again that were given back? The dead are removed. */
+static bool held_back(struct kv_local_env *env) {
+  MDB_envinfo info;
+  size_t oldest = SIZE_MAX;
+  int dead = 0;
+  mdb_reader_check(env->mdb, &dead);
+  if (mdb_env_info(env->mdb, &info) != 0 || mdb_reader_list(env->mdb, note_reader, &oldest) < 0) return false;
+  return oldest < info.me_last_txnid;
+}
+
+/* A reader that the system let sleep in the middle of a read is worth a moment, before anything is refused. */
+static bool wait_for_readers(struct kv_local_env *env) {
+  const struct timespec moment = {.tv_nsec = 1000000};
+  if (env->patience <= 0 || !held_back(env)) return false;
+  int64_t begun = monotonic();
+  nanosleep(&moment, NULL);
+  env->patience -= monotonic() - begun;
+  return true;
+}
+
 /* Give up half of the history for room. False: there is none left, or it did not work. */
 static bool make_room(struct kv_local_env *env) {
   struct kv_local_batch batch;
@@ -235,8 +269,8 @@ static void refuse_in_doubt(struct kv_local_item *item) {
 
 /* One op in a transaction of its own, with what can be done when it has no room. */
 static void run_alone(struct kv_local_env *env, struct kv_local_item *item) {
-  int dead = 0, rc = apply_alone(env, item, false);
-  if (is_full(rc)) mdb_reader_check(env->mdb, &dead); /* they hold pages */
+  int rc = apply_alone(env, item, false);
+  while (is_full(rc) && wait_for_readers(env)) rc = apply_alone(env, item, false);
   /* Pages that are given back can be used two transactions later. */
   for (int i = 0; is_full(rc) && i < 3 && make_room(env); i++) rc = apply_alone(env, item, false);
   if (is_full(rc) && item->op->kind == KV_DELETE_TREE) rc = apply_alone(env, item, true);
@@ -279,12 +313,6 @@ static size_t take(struct kv_local_env *env, size_t count, size_t *bytes) {
   }
   pthread_mutex_unlock(&env->lock);
   return count;
-}
-
-static int64_t monotonic(void) {
-  struct timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return (int64_t)now.tv_sec * LOCAL_SECOND + now.tv_nsec;
 }
 
 /* Wait a moment for the queue to fill: cheaper than a sleep, or a commit of its own for one op. */
@@ -372,6 +400,7 @@ static void run_queue(struct kv_local_env *env) {
     kv_local_batch_abort(&batch);
   else
     rc = kv_local_batch_commit(&batch);
+  env->patience = PATIENCE;
   for (size_t i = 0; rc && i < count; i++) {
     if (rc == LOCAL_IN_DOUBT)
       refuse_in_doubt(&env->items[i]);
