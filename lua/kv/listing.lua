@@ -1,7 +1,8 @@
 --- Listings: pages of the core, joined to one table or given out one by one.
 --
 -- All pages of a listing are read at the revision of the first, where the backend can. If that is compacted away
--- meanwhile, list() begins again; pages() goes on with what is there now, because its first pages are gone already.
+-- meanwhile, or a page says that it is of a later one, list() begins again, at last with all in one page; pages() goes
+-- on with what is there now, because its first pages are gone already.
 local call = require("kv.call")
 local codec = require("kv.codec")
 local core = require("kv.core")
@@ -11,6 +12,7 @@ local scheduler = require("kv.scheduler")
 local listing = {}
 
 local RESTARTS = 3
+local ONE_PAGE = 4e9 -- pairs: the most that can be asked for
 local NOTHING = {}
 
 local function flags_of(opts)
@@ -56,13 +58,15 @@ local function next_page(state, found, count, timeout)
   return sum, more and sum > count
 end
 
-local function try_all(state, left)
+local function try_all(state, left, in_one_page)
   local found, wanted = {}, state.limit
+  if in_one_page and wanted == 0 then state.limit = ONE_PAGE end
   repeat
-    local have = #found
+    local have, revision = #found, state.revision
     if wanted > 0 then state.limit = wanted - have end
     local count, more, code = next_page(state, found, have, left())
     if not count then return nil, more, code end
+    if have > 0 and state.revision ~= revision then return nil, "it changed while it was read", "compacted" end
   until not more or (wanted > 0 and count >= wanted)
   return found, state.revision
 end
@@ -71,7 +75,7 @@ end
 function listing.all(store, dir, opts)
   local left = call.time_left(options.timeout(opts), store)
   for attempt = 1, RESTARTS do
-    local found, revision, code = try_all(new_state(store, dir, opts), left)
+    local found, revision, code = try_all(new_state(store, dir, opts), left, attempt == RESTARTS)
     if found then return found, revision end
     if code ~= "compacted" or attempt == RESTARTS then return nil, revision, code end
   end
