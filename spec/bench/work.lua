@@ -5,8 +5,14 @@
 --   work.lua puts URL IN_FLIGHT SECONDS VALUE_SIZE                puts/s to 1,000 keys, CPU microseconds each
 --   work.lua mirror URL SECONDS                                   mirror gets/s, reads/s of a plain table
 --   work.lua fill URL COUNT VALUE_SIZE                            bytes of keys and values
---   work.lua list URL COUNT                                       peak growth of memory in bytes, of it mapped files
+--   work.lua list URL COUNT                                       peak growth in bytes: anonymous memory, mapped files
 --   work.lua watches URL COUNT SECONDS                            connections, bytes for each, wake-ups/s when idle
+--   work.lua lock URL SECONDS NAME                                lock + unlock pairs/s, CPU microseconds each
+--   work.lua handover URL WAITERS SECONDS NAME                    changes of holder/s, acquisitions/s, overlaps
+--   work.lua held URL COUNT SECONDS                               of a core in percent, threads
+--   work.lua latency URL SECONDS KEY VALUE_SIZE                   put -> event in microseconds: p50, p99; lost
+--   work.lua tree URL DIRECTORY COUNT                             milliseconds: a listing; a watch: synced, all read
+--   work.lua tree_memory URL DIRECTORY COUNT                      bytes that the watch keeps for a key (LuaJIT)
 --
 -- The first fifth of a measured time warms up and is not counted. os.clock() is the CPU time of all threads.
 
@@ -134,27 +140,47 @@ function works.fill(url, count, size)
   return bytes
 end
 
-local function status_kb(field)
+-- A number of /proc/self/status, 0 when the kernel does not tell it.
+local function status(field)
   for line in io.lines("/proc/self/status") do
     local value = line:match("^" .. field .. ":%s+(%d+)")
     if value then return tonumber(value) end
   end
-  error("no " .. field)
+  return 0
 end
 
+-- Pages of files, those of a file on tmpfs too: the local store's map is one. They are the system's page cache
+-- seen through a window: every process that maps the file shares them, they are there once however many do, and
+-- the system takes them back when it needs room, without writing them anywhere. What a process costs by itself
+-- is its anonymous memory.
+local function mapped_bytes()
+  return (status("RssFile") + status("RssShmem")) * 1024
+end
+
+local function anonymous_bytes()
+  return status("RssAnon") * 1024
+end
+
+local function collect()
+  collectgarbage()
+  collectgarbage()
+end
+
+-- The peak has no split of its own. Mapped pages only become more while a listing runs: at its end they are at
+-- their peak.
 function works.list(url, count)
   local store = assert(kv.open(url))
   assert(store:exists("tree/0000001"))
-  collectgarbage()
-  collectgarbage()
+  collect()
   -- 5 resets the peak to what is in use now.
   local file = assert(io.open("/proc/self/clear_refs", "w"))
   file:write("5")
   file:close()
-  local before, mapped = status_kb("VmRSS"), status_kb("RssFile")
+  local before, mapped = status("VmRSS") * 1024, mapped_bytes()
   local found = assert(store:list("tree", {timeout = 60}))
   assert(#found == tonumber(count), #found)
-  return (status_kb("VmHWM") - before) * 1024, (status_kb("RssFile") - mapped) * 1024
+  mapped = mapped_bytes() - mapped
+  return status("VmHWM") * 1024 - before - mapped, mapped
 end
 
 -- The descriptors of this process that are TCP sockets.
@@ -192,14 +218,12 @@ function works.watches(url, count, seconds)
   return kv.run(function()
     local first = assert(store:watch("watched/0"))
     assert(first:wait_synced(10))
-    collectgarbage()
-    collectgarbage()
-    base = status_kb("VmRSS")
+    collect()
+    base = anonymous_bytes()
     for i = 1, tonumber(count) do watches[i] = assert(store:watch(("watched/%d"):format(i))) end
     for i = 1, #watches do assert(watches[i]:wait_synced(60)) end
-    collectgarbage()
-    collectgarbage()
-    local each = (status_kb("VmRSS") - base) * 1024 / #watches
+    collect()
+    local each = (anonymous_bytes() - base) / #watches
     -- One of them proves that they live.
     assert(store:put(("watched/%d"):format(#watches), "x"))
     assert(assert(watches[#watches]:next(10)).value == "x")
@@ -211,6 +235,140 @@ function works.watches(url, count, seconds)
     local idle = math.max(after - before - looking - 1, 0) / seconds
     return connections(), each, idle
   end)
+end
+
+-- ---------------------------------------------------------------- locks
+
+function works.lock(url, seconds, name)
+  local store = assert(kv.open(url))
+  return measure(1, tonumber(seconds), function()
+    local lock = assert(assert(store:lock(name)):acquire(10))
+    assert(lock:release())
+  end)
+end
+
+-- Tasks that all want one lock, each letting go as soon as it has it.
+function works.handover(url, waiters, seconds, name)
+  local store = assert(kv.open(url))
+  name = ("%s-%d"):format(name, process.getpid())
+  local changes, acquired, overlaps, inside, holder = 0, 0, 0, 0, nil
+  local function wait_in_line(me)
+    local lock = assert(assert(store:lock(name)):acquire(30))
+    inside = inside + 1
+    if inside ~= 1 then overlaps = overlaps + 1 end
+    if holder ~= me then changes = changes + 1 end
+    holder, acquired, inside = me, acquired + 1, inside - 1
+    assert(lock:release())
+  end
+  return kv.run(function()
+    local stop = false
+    for i = 1, tonumber(waiters) do
+      kv.spawn(function()
+        while not stop do wait_in_line(i) end
+      end)
+    end
+    kv.sleep(seconds / 5)
+    local begin, before, before_all = clock(), changes, acquired
+    kv.sleep(seconds * 4 / 5)
+    local elapsed = clock() - begin
+    stop = true
+    return (changes - before) / elapsed, (acquired - before_all) / elapsed, overlaps
+  end)
+end
+
+function works.held(url, count, seconds)
+  local store, locks = assert(kv.open(url)), {}
+  return kv.run(function()
+    local tasks = {}
+    for i = 1, tonumber(count) do
+      tasks[i] = kv.spawn(function() locks[i] = assert(assert(store:lock(("held/%d"):format(i))):acquire(60)) end)
+    end
+    for _, task in ipairs(tasks) do task:join() end
+    local begin, cpu = clock(), os.clock()
+    process.sleep(tonumber(seconds))
+    local used, elapsed = os.clock() - cpu, clock() - begin
+    for _, lock in ipairs(locks) do assert(lock:held(), "a lock was lost") end
+    return used / elapsed * 100, status("Threads")
+  end)
+end
+
+-- ---------------------------------------------------------------- watches
+
+local LOST = 1 -- an event that has not come after so many seconds will not
+
+-- The pause is there because some peers need it to arm their watch again; see peer/main.go.
+function works.latency(url, seconds, key, size)
+  local store, filler, turn = assert(kv.open(url)), ("x"):rep(tonumber(size) - 8), 0
+  -- A new value each time: Consul does not take a write of the same value for a change.
+  local function put()
+    turn = turn + 1
+    assert(store:put(key, ("%08d"):format(turn) .. filler))
+  end
+  return kv.run(function()
+    put()
+    local watch = assert(store:watch(key))
+    assert(assert(watch:next(10)).initial)
+    local taken, missing, finish = {}, 0, clock() + seconds
+    repeat
+      kv.sleep(0.001)
+      local begin = clock()
+      local seen = kv.spawn(function()
+        local event = watch:next(LOST)
+        return event and clock() - begin
+      end)
+      put()
+      local took = seen:join()
+      if took then taken[#taken + 1] = took * 1e6 else missing = missing + 1 end
+    until clock() >= finish and #taken > 0
+    local kept = {}
+    for i = math.floor(#taken / 5) + 1, #taken do kept[#kept + 1] = taken[i] end
+    table.sort(kept)
+    local function part(share) return kept[math.floor(#kept * share) + 1] end
+    return part(0.5), part(0.99), missing
+  end)
+end
+
+-- Watch a tree and read what is there now; returns the watch, when it was synced, and when all was read.
+local function read_tree(store, directory, count)
+  local begin = clock()
+  local watch = assert(store:watch_tree(directory))
+  assert(watch:wait_synced(60))
+  local synced = clock() - begin
+  for _ = 1, count do assert(assert(watch:next(60)).initial) end
+  return watch, synced, clock() - begin
+end
+
+function works.tree(url, directory, count)
+  local store = assert(kv.open(url))
+  count = tonumber(count)
+  local function list()
+    local begin = clock()
+    local found = assert(store:list(directory, {timeout = 60}))
+    assert(#found == count, #found)
+    return clock() - begin
+  end
+  list() -- connects
+  local listed = list()
+  local _, synced, read = read_tree(store, directory, count)
+  return listed * 1000, synced * 1000, read * 1000
+end
+
+-- What malloc() holds but nobody uses is given back first (LuaJIT can call C), so that what is left is in use.
+function works.tree_memory(url, directory, count)
+  local ffi = require("ffi")
+  ffi.cdef("int malloc_trim(size_t pad);")
+  local function in_use()
+    collect()
+    ffi.C.malloc_trim(0)
+    return anonymous_bytes()
+  end
+  local store = assert(kv.open(url))
+  assert(#assert(store:list(directory, {timeout = 60})) == tonumber(count))
+  local before = in_use()
+  local watch = read_tree(store, directory, tonumber(count))
+  local each = (in_use() - before) / count
+  watch:close()
+  return each
 end
 
 local function main(name, ...)
