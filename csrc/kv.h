@@ -302,7 +302,9 @@ enum kv_flags {
   KV_SHALLOW = 1 << 3,   /* KV_LIST: direct children only */
   KV_KEEP_ALIVE = 1 << 4,/* KV_PUT: the key lives as long as this store is open and reachable */
   KV_DIR = 1 << 5,       /* KV_PUT: make a directory (etcd v2; elsewhere ignored) */
-  KV_PORTABLE = 1 << 6   /* set by the store in portable mode */
+  KV_PORTABLE = 1 << 6,  /* set by the store in portable mode */
+  KV_BELOW = 1 << 7,     /* set by the store for KV_DELETE_TREE of its root: what lies below only; the key of that name is another's */
+  KV_DATED = 1 << 8      /* set by watches for KV_GET: the reply must tell the revision of the read, found or not */
 };
 
 typedef enum kv_condition {

@@ -14,6 +14,8 @@
 #include "op.h"
 #include "watch.h"
 
+#define PORTABLE_VALUE_MAX ((size_t)512 * 1024)
+
 static void make_label(struct kv_backend *backend) {
   const struct kv_config *config = &backend->config;
   size_t size = sizeof backend->label;
@@ -167,6 +169,11 @@ void kv_backend_closed(struct kv_backend *backend) {
 }
 
 /* ------------------------------------------------------------------ what is known of the server */
+
+size_t kv_backend_value_max(const struct kv_backend *backend) {
+  size_t limit = backend->driver->limits.value_max;
+  return backend->config.portable && (!limit || limit > PORTABLE_VALUE_MAX) ? PORTABLE_VALUE_MAX : limit;
+}
 
 void kv_backend_connected(struct kv_backend *backend, bool connected, const char *endpoint, const char *version) {
   kv_info *info = &backend->info;

@@ -18,6 +18,8 @@ struct kv_close_request {
   bool last;
 };
 void kv_backend_close_view(struct kv_close_request *request);
+/* The largest value that may be put, 0: not known here. Any thread. */
+size_t kv_backend_value_max(const struct kv_backend *backend);
 /* For struct kv_host. */
 void kv_backend_closed(struct kv_backend *backend);
 void kv_backend_connected(struct kv_backend *backend, bool connected, const char *endpoint, const char *version);

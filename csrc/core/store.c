@@ -10,7 +10,6 @@
 #include "op.h"
 #include "txn.h"
 
-#define PORTABLE_VALUE_MAX (512 * 1024)
 
 /* ------------------------------------------------------------------ opening and closing */
 
@@ -241,11 +240,17 @@ static kv_code check_capability(const kv_store *store, const kv_request *request
                  what);
 }
 
+/* No key has revision 0, which some servers take for "is not there". */
+static kv_code check_condition(const kv_store *store, const kv_request *request, kv_error *error) {
+  bool conditional = request->kind == KV_PUT || request->kind == KV_DELETE;
+  if (!conditional || request->condition != KV_IF_REVISION || request->revision) return KV_OK;
+  return kv_fail(error, KV_MODIFIED, "%s \"%.*s\" on %s: no key has revision 0", kv_kind_text(request->kind),
+                 request->key.size > 160 ? 160 : (int)request->key.size, request->key.data, store->label);
+}
+
 static kv_code check_write(const kv_store *store, const kv_request *request, kv_error *error) {
   if (request->kind != KV_PUT) return KV_OK;
-  const struct kv_backend *backend = store->backend;
-  size_t limit = backend->driver->limits.value_max;
-  if (backend->config.portable && (!limit || limit > PORTABLE_VALUE_MAX)) limit = PORTABLE_VALUE_MAX;
+  size_t limit = kv_backend_value_max(store->backend);
   if (limit && request->value.size > limit)
     return kv_fail(error, KV_TOO_LARGE, "put \"%.*s\" on %s: the value has %zu bytes, at most %zu are allowed",
                    request->key.size > 160 ? 160 : (int)request->key.size, request->key.data, store->label,
@@ -263,7 +268,9 @@ static kv_code check(const kv_store *store, const kv_request *request, struct dr
   kv_code code = check_key(store, request, draft, error);
   if (code == KV_OK) code = check_capability(store, request, error);
   if (code == KV_OK) code = check_write(store, request, error);
-  draft->flags = request->flags & ~(unsigned)KV_PORTABLE;
+  if (code == KV_OK) code = check_condition(store, request, error);
+  draft->flags = request->flags & ~(unsigned)(KV_PORTABLE | KV_BELOW | KV_DATED);
+  if (request->kind == KV_DELETE_TREE && draft->key_size == store->prefix_size) draft->flags |= KV_BELOW;
   if (request->flags & KV_STRONG)
     draft->flags &= ~(unsigned)KV_FAST;
   else if (store->backend->config.fast_reads)

@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "backend.h"
 #include "op.h"
 #include "page.h"
 
@@ -70,6 +71,24 @@ static kv_code refuse_twice(const kv_txn *txn, bool check, kv_slice key, kv_erro
   return KV_OK;
 }
 
+static bool is_below(kv_slice key, kv_slice above) {
+  return key.size > above.size && key.data[above.size] == '/' && memcmp(key.data, above.data, above.size) == 0;
+}
+
+/* Portable mode: of two keys that are put none may be the other's directory. What is there before is the driver's to look at. */
+static kv_code refuse_nested(const kv_txn *txn, kv_slice key, kv_error *error) {
+  if (!txn->backend->config.portable) return KV_OK;
+  for (size_t i = txn->checks; i < txn->count; i++) {
+    const struct kv_part *part = &txn->parts[i];
+    if (part->type != KV_PART_PUT) continue;
+    bool above = is_below(part->key, key);
+    if (!above && !is_below(key, part->key)) continue;
+    return kv_fail(error, above ? KV_IS_DIR : KV_NOT_DIR, "transaction: it puts key \"%.*s\" too, %s \"%.*s\" (portable mode)",
+                   (int)part->key.size, part->key.data, above ? "below" : "above", (int)key.size, key.data);
+  }
+  return KV_OK;
+}
+
 static kv_code room_for_one(const kv_txn *txn, kv_error *error) {
   if (txn->count < KV_TXN_MAX) return KV_OK;
   return kv_fail(error, KV_INVALID, "transaction: more than %d operations", KV_TXN_MAX);
@@ -94,8 +113,9 @@ static kv_code fill(kv_txn *txn, struct kv_part *part, kv_slice key, kv_slice va
     return kv_fail(error, code, "transaction: %s", cause.message);
   kv_slice full = {canonical, size};
   if (code == KV_OK) code = refuse_twice(txn, is_check(part->type), full, error);
+  if (code == KV_OK && part->type == KV_PART_PUT) code = refuse_nested(txn, full, error);
   if (code != KV_OK) return code;
-  size_t limit = txn->backend->driver->limits.value_max;
+  size_t limit = kv_backend_value_max(txn->backend);
   if (limit && value.size > limit)
     return kv_fail(error, KV_TOO_LARGE, "transaction: value of key \"%.*s\" has %zu bytes, at most %zu are allowed",
                    (int)size, canonical, value.size, limit);
@@ -115,6 +135,9 @@ static kv_code add(kv_txn *txn, struct kv_part part, kv_slice key, kv_slice valu
 }
 
 kv_code kv_txn_check(kv_txn *txn, kv_slice key, uint64_t revision, kv_error *error) {
+  if (!revision)
+    return kv_fail(error, KV_MODIFIED, "transaction: check of key \"%.*s\": no key has revision 0",
+                   key.size > 160 ? 160 : (int)key.size, key.data);
   return add(txn, (struct kv_part){.type = KV_PART_CHECK, .revision = revision}, key, KV_TEXT(""), error);
 }
 

@@ -437,6 +437,7 @@ static void list_page(struct kv_watch *watch) {
                            .data = watch};
   bool needs_values = watch->previous || (!watch->feed.keys_only && !(watch->resume && !watch->was_synced));
   if (!needs_values) step->flags |= KV_KEYS_ONLY;
+  if (!watch->feed.tree) step->flags |= KV_DATED;
   if (watch->feed.backend->config.portable) step->flags |= KV_PORTABLE;
   watch_retain(watch);
   kv_step_start(watch->feed.backend, step);

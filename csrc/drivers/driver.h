@@ -161,7 +161,7 @@ struct kv_page; /* pairs, packed; opaque to drivers */
 
 /* What a driver answers. Zeroed before start(). */
 struct kv_result {
-  uint64_t revision;    /* PUT, TXN: of the write. LIST: of the listing. GET: of the read where known */
+  uint64_t revision;    /* PUT, TXN: of the write. LIST: of the listing. GET: of the read, with KV_DATED always */
   uint64_t created;     /* PUT: of the key's life */
   bool found;           /* GET: is set by host->pair(). DELETE: it was there. Steps: see above */
   bool more;            /* LIST: pairs lie behind the last one given */

@@ -52,6 +52,19 @@ describe("atomic_put", function()
     assert.same(second, assert(t.store:get("key")))
   end)
 
+  suite.both("revision 0 is no key's, and does not mean that there is none", function(t)
+    t.fails("modified", t.store:atomic_put("never", "1", 0))
+    t.fails("modified", t.store:atomic_delete("never", 0))
+    assert(t.store:put("key", "1"))
+    t.fails("modified", t.store:atomic_put("key", "2", 0))
+    t.fails("modified", t.store:atomic_delete("key", 0))
+    if t.store:supports("txn") then
+      t.fails("modified", t.store:txn():check("never", 0):put("never", "1"):commit())
+    end
+    assert.is_false(t.store:exists("never"))
+    assert.equal("1", assert(t.store:get("key")).value)
+  end)
+
   suite.both("fails where the key is gone", function(t)
     local pair = assert(t.store:put("key", "1"))
     assert.is_true(t.store:delete("key"))

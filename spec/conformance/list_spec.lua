@@ -115,6 +115,20 @@ describe("list", function()
     assert.equal("d/1 d/2 d/3 d/4 d/5", t.keys(assert(t.store:list("d", {limit = 100}))))
   end)
 
+  suite.both("after may lie outside of the directory", function(t)
+    fill(t, {"a", "c/1", "d/1", "d/2", "d-", "d0", "e/1"})
+    for _, before in ipairs{"a", "b", "c/1", "d", "d-"} do
+      assert.equal("d/1 d/2", t.keys(assert(t.store:list("d", {after = before}))))
+      assert.equal("d/1 d/2", t.keys(assert(t.store:list("d", {after = before, recursive = false}))))
+    end
+    for _, behind in ipairs{"d0", "e", "e/1", "z"} do
+      assert.same({}, (t.store:list("d", {after = behind})))
+      assert.same({}, (t.store:list("d", {after = behind, recursive = false})))
+      local page = t.store:pages("d", {after = behind})()
+      assert.is_true(page == nil or #page == 0)
+    end
+  end)
+
   suite.both("limit counts directories as one with recursive=false", function(t)
     fill(t, {"d/a/1", "d/a/2", "d/a/3", "d/b", "d/c/1", "d/e"})
     assert.equal("d/a/ d/b", t.keys(assert(t.store:list("d", {recursive = false, limit = 2}))))
@@ -205,6 +219,14 @@ describe("delete_tree", function()
     assert(longer:delete("beside"))
     longer:close()
     sub:close()
+  end)
+
+  suite.both("of a view's root leaves alone the key of that name, which the view does not have", function(t)
+    if t.backend == "etcd2" then return end
+    fill(t, {"dir", "dir/a", "dir/b/c"})
+    local sub = t:own(assert(t.store:sub("dir")))
+    assert.equal(true, (sub:delete_tree("")))
+    assert.equal("dir", t.keys(assert(t.store:list(""))))
   end)
 
   suite.case("takes thousands", function(t)

@@ -245,7 +245,7 @@ function Store:list(dir, options)
   options = options or {}
   local full, message, code = admit(self, dir, true)
   if not full then return nil, message, code end
-  if options.after and not canonical(options.after, true) then return refuse("invalid") end
+  if (options.after or "") ~= "" and not canonical(options.after) then return refuse("invalid") end
   if wrong_directory(self, full) then return refuse("not_dir") end
   local found, after = {}, canonical(options.after or "", true)
   for _, entry in ipairs(entries(self, full, options)) do

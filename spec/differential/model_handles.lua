@@ -230,6 +230,7 @@ function Lock:abandon()
 end
 
 function Lock:release()
+  if self.store.handle.closed then return ours.refuse("closed") end
   local line = line_of(self)
   if line.holder ~= self then return ours.refuse("not_held") end
   pass_on(line)
@@ -297,6 +298,7 @@ end
 
 function Txn:check(key, previous)
   local revision = type(previous) == "table" and previous.revision or previous
+  if revision == 0 then self.code = self.code or "modified" end
   return add(self, {kind = "check", revision = revision}, self.checked, key)
 end
 
@@ -309,10 +311,20 @@ function Txn:guard(lock)
   return add(self, {kind = "guard", lock = lock, token = lock.token})
 end
 
+-- Where directories are directories, of two keys that are put none may be the other's.
+local function nested(self, part)
+  for _, other in ipairs(self.parts) do
+    if other.kind == "put" and ours.is_below(other.full, part.full) then return "is_dir" end
+    if other.kind == "put" and ours.is_below(part.full, other.full) then return "not_dir" end
+  end
+end
+
 function Txn:put(key, value, options)
   local life, problem = ours.life_of(self.store, options)
   if not self.code and problem then self.code = problem end
-  add(self, {kind = "put", value = value, life = life, key = ours.canonical(key)}, self.written, key)
+  local part = {kind = "put", value = value, life = life, key = ours.canonical(key)}
+  add(self, part, self.written, key)
+  if not self.code and self.store.directories then self.code = nested(self, part) end
   if not self.code and self.store.portable and #value > ours.VALUE_MAX then self.code = "too_large" end
   return self
 end
@@ -327,17 +339,6 @@ local function holds(self, part)
   if part.kind == "absent" then return not record end
   if part.kind == "guard" then return part.lock:held() and part.lock.token == part.token end
   return true
-end
-
--- In portable mode a key must not come to stand above or below another one, be it there or of the same transaction.
-local function wrong_put(self, part)
-  if part.kind ~= "put" then return nil end
-  local wrong = ours.wrong_place(self.store, part.full)
-  if wrong or not self.store.directories then return wrong end
-  for _, other in ipairs(self.parts) do
-    if other.kind == "put" and ours.is_below(other.full, part.full) then return "is_dir" end
-    if other.kind == "put" and ours.is_below(part.full, other.full) then return "not_dir" end
-  end
 end
 
 local function apply(self)
@@ -363,7 +364,7 @@ function Txn:commit()
   for _, part in ipairs(self.parts) do
     local life = part.kind == "put" and part.life
     if life and type(life.owner) == "table" and life.owner.ended then return ours.refuse("lost") end
-    local wrong = wrong_put(self, part)
+    local wrong = part.kind == "put" and ours.wrong_place(self.store, part.full)
     if wrong then return ours.refuse(wrong) end
   end
   return apply(self)

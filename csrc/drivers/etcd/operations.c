@@ -129,7 +129,7 @@ static void encode_delete_tree(struct etcd_call *call, struct pb_writer *out) {
     return;
   }
   etcd_write_delete_in(out, ETCD_THEN, etcd_slice(&begin), etcd_slice(&end));
-  if (!dir.size) return;
+  if (call->op->flags & KV_BELOW) return;
   etcd_key_of(etcd, dir, &key);
   etcd_write_delete_in(out, ETCD_THEN, etcd_slice(&key), (kv_slice){NULL, 0});
 }
@@ -372,6 +372,20 @@ static void encode_is_key(struct etcd_call *call, struct pb_writer *out) {
 static const struct etcd_exchange is_key = {
   .path = "/etcdserverpb.KV/Range", .encode = encode_is_key, .decode = decode_is_key, .done = is_key_done};
 
+static int order(const struct etcd_key *left, const struct etcd_key *right) {
+  int difference = memcmp(left->data, right->data, left->size < right->size ? left->size : right->size);
+  return difference ? difference : (left->size > right->size) - (left->size < right->size);
+}
+
+/* Begin behind `after`, which may also lie before or behind all of the directory. */
+static void go_behind(const struct etcd *etcd, const struct etcd_listing *listing, kv_slice after, struct etcd_key *from) {
+  struct etcd_key behind;
+  etcd_key_after(etcd, after, &behind);
+  if (order(&behind, from) <= 0) return;
+  bool to_the_end = listing->end.size == 1 && listing->end.data[0] == '\0';
+  *from = !to_the_end && order(&behind, &listing->end) > 0 ? listing->end : behind;
+}
+
 void etcd_list(struct etcd *etcd, struct kv_op *op) {
   struct etcd_call *call = etcd_call_new(etcd, op);
   struct etcd_key from;
@@ -381,7 +395,7 @@ void etcd_list(struct etcd *etcd, struct kv_op *op) {
   if (listing) {
     etcd_directory(etcd, op->key, &listing->begin, &listing->end);
     from = listing->begin;
-    if (op->after.size && !(op->flags & KV_SHALLOW)) etcd_key_after(etcd, op->after, &from);
+    if (op->after.size && !(op->flags & KV_SHALLOW)) go_behind(etcd, listing, op->after, &from);
     listing->dir = op->key;
     listing->revision = op->revision;
   }

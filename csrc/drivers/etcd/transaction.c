@@ -35,15 +35,10 @@ static bool is_ancestor(kv_slice ancestor, kv_slice key) {
          memcmp(key.data, ancestor.data, ancestor.size) == 0;
 }
 
-/* The parts of the transaction before the `index`-th require the same of this ancestor already, or one removes it. */
+/* The parts of the transaction before the `index`-th require the same of this ancestor already. */
 static bool is_settled(const struct kv_op *op, size_t index, kv_slice ancestor) {
-  for (size_t i = 0; i < op->part_count; i++) {
-    const struct kv_part *part = &op->parts[i];
-    if (part->type == KV_PART_PUT && i < index && is_ancestor(ancestor, part->key)) return true;
-    if (part->type == KV_PART_DELETE && part->key.size == ancestor.size &&
-        memcmp(part->key.data, ancestor.data, ancestor.size) == 0)
-      return true;
-  }
+  for (size_t i = 0; i < index && i < op->part_count; i++)
+    if (op->parts[i].type == KV_PART_PUT && is_ancestor(ancestor, op->parts[i].key)) return true;
   return false;
 }
 

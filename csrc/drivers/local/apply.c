@@ -316,7 +316,7 @@ static int delete_tree(struct kv_local_batch *batch, struct kv_local_item *item)
   struct kv_local_record record;
   MDB_cursor *cursor = NULL;
   bool found = false;
-  int rc = op->key.size ? look_up(batch, op->key, &record, &found) : 0;
+  int rc = op->flags & KV_BELOW ? 0 : look_up(batch, op->key, &record, &found);
   if (rc) return rc;
   if (found) {
     kv_local_next_revision(batch);
@@ -364,7 +364,10 @@ static int check_part(struct kv_local_batch *batch, struct kv_local_item *item, 
     default:
       /* What has expired goes now, under a revision of its own. */
       rc = kv_local_fetch(batch, part->key, &record, &found);
-      return rc || part->type != KV_PART_PUT ? rc : check_lease(batch, item, part->lease);
+      if (rc || part->type != KV_PART_PUT) return rc;
+      rc = check_lease(batch, item, part->lease);
+      if (!rc && item->code == KV_OK && (item->op->flags & KV_PORTABLE) && !found) rc = check_portable(batch, item, part->key);
+      return rc;
   }
 }
 
@@ -376,8 +379,6 @@ static int write_part(struct kv_local_batch *batch, struct kv_local_item *item, 
   int rc = look_up(batch, part->key, &old, &found);
   if (rc) return rc;
   if (part->type == KV_PART_DELETE) return found ? kv_local_remove(batch, part->key, &old) : 0;
-  if ((item->op->flags & KV_PORTABLE) && !found) rc = check_portable(batch, item, part->key);
-  if (rc || item->code != KV_OK) return rc;
   return write_pair(batch, part->key, part->value, part->ttl, part->lease ? part->lease->id : 0, found ? &old : NULL,
                     &item->created[index]);
 }
@@ -386,8 +387,8 @@ static int write_parts(struct kv_local_batch *batch, struct kv_local_item *item)
   int rc = 0;
   kv_local_next_revision(batch);
   uint64_t count = batch->total_count;
-  for (size_t i = 0; !rc && item->code == KV_OK && i < item->op->part_count; i++) rc = write_part(batch, item, i);
-  if (!rc && item->code == KV_OK && count == batch->total_count && !batch->silenced)
+  for (size_t i = 0; !rc && i < item->op->part_count; i++) rc = write_part(batch, item, i);
+  if (!rc && count == batch->total_count && !batch->silenced)
     batch->revision--; /* nothing but deletes of what was not there */
   item->result.revision = batch->revision;
   return rc;
@@ -398,23 +399,7 @@ static int txn(struct kv_local_batch *batch, struct kv_local_item *item) {
   int rc = 0;
   if (op->part_count > KV_TXN_MAX) return kv_local_refuse(item, KV_INVALID, "too many operations");
   for (size_t i = 0; !rc && item->code == KV_OK && i < op->part_count; i++) rc = check_part(batch, item, i);
-  if (rc || item->code != KV_OK) return rc;
-  if (!(op->flags & KV_PORTABLE)) return write_parts(batch, item);
-  /* In portable mode a later part may be refused: what the others wrote is undone. */
-  struct kv_local_batch before = *batch;
-  MDB_txn *child;
-  rc = mdb_txn_begin(batch->env->mdb, batch->txn, 0, &child);
-  if (rc) return rc;
-  batch->txn = batch->moment.txn = child;
-  rc = write_parts(batch, item);
-  if (!rc && item->code == KV_OK) {
-    rc = mdb_txn_commit(child);
-  } else {
-    mdb_txn_abort(child);
-    *batch = before;
-  }
-  batch->txn = batch->moment.txn = before.txn;
-  return rc;
+  return rc || item->code != KV_OK ? rc : write_parts(batch, item);
 }
 
 int kv_local_apply(struct kv_local_batch *batch, struct kv_local_item *item) {

@@ -156,14 +156,13 @@ static int tell_revision(struct kv_local_env *env, MDB_txn *txn, struct kv_op *o
   return rc;
 }
 
-/* Reads that came through start() tell the store's revision: a watch goes on from there. Others do without, they are many. */
 static kv_code get(struct kv_local_env *env, MDB_txn *txn, struct kv_op *op, kv_error *error) {
   struct kv_local_key name;
   struct kv_local_record record;
   MDB_val value;
   kv_local_key_data(&name, op->key);
   MDB_val key = kv_local_val(&name);
-  int rc = op->data ? tell_revision(env, txn, op) : 0;
+  int rc = op->flags & KV_DATED ? tell_revision(env, txn, op) : 0;
   if (!rc) rc = mdb_get(txn, env->dbi, &key, &value);
   if (rc == MDB_NOTFOUND) return KV_OK;
   if (rc) return fail(error, rc);
