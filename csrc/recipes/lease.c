@@ -302,6 +302,7 @@ static void after_grant(struct kv_lease *lease, kv_code code, const char *messag
     grant_afresh(lease);
   } else if (kv_code_passes(code)) {
     snprintf(lease->problem, sizeof lease->problem, "%s", message);
+    lease->problem_code = code;
     try_later(lease);
     work(lease);
   } else {

@@ -55,7 +55,8 @@ static void give_up_opening(kv_lease *lease) {
 static void open_late(struct kv_timer *timer) {
   kv_lease *lease = timer->data;
   const char *problem = lease->problem[0] ? lease->problem : "no answer";
-  kv_asked_answer(&lease->open, lease->problem[0] ? KV_UNAVAILABLE : KV_TIMEOUT, "deadline passed: %s", problem);
+  kv_code code = lease->problem_code == KV_UNAVAILABLE ? KV_UNAVAILABLE : KV_TIMEOUT;
+  kv_asked_answer(&lease->open, code, "deadline passed: %s", problem);
   give_up_opening(lease);
 }
 
@@ -68,6 +69,7 @@ static void start_open(struct kv_op *op, void *subject) {
   }
   kv_asked_take(&lease->open, op, open_late, lease);
   lease->changed = changed;
+  lease->try_until = kv_step_deadline_for(lease->backend, op);
   kv_lease_begin(lease, recipes);
 }
 

@@ -394,13 +394,8 @@ static void start(struct kv_lock *lock, kv_kind kind, int64_t deadline) {
   kv_recipes_step(lock->recipes, &lock->step);
 }
 
-/* A step that serves an acquire ends a little before it, so that its failure can be told. */
 static int64_t acquire_deadline(const struct kv_lock *lock) {
-  int64_t now = kv_now(), at = kv_step_deadline(lock->backend);
-  const struct kv_op *op = lock->acquire.op;
-  if (!op || op->deadline == KV_NEVER || op->deadline >= at) return at;
-  int64_t left_over = (op->deadline - now) / 20, most = KV_SECOND / 20;
-  return op->deadline - (left_over < most ? left_over : most);
+  return kv_step_deadline_for(lock->backend, lock->acquire.op);
 }
 
 static void fail_acquire(struct kv_lock *lock, const char *message) {

@@ -53,6 +53,13 @@ int64_t kv_step_deadline(const struct kv_backend *backend) {
   return kv_deadline(kv_now(), timeout > 0 ? timeout : 5);
 }
 
+int64_t kv_step_deadline_for(const struct kv_backend *backend, const struct kv_op *op) {
+  int64_t now = kv_now(), at = kv_step_deadline(backend);
+  if (!op || op->deadline == KV_NEVER || op->deadline >= at) return at;
+  int64_t left_over = (op->deadline - now) / 20, most = KV_SECOND / 20;
+  return op->deadline - (left_over < most ? left_over : most);
+}
+
 bool kv_code_passes(kv_code code) {
   switch (code) {
     case KV_UNAVAILABLE: case KV_TIMEOUT: case KV_UNKNOWN: case KV_CANCELLED: case KV_CLOSED: return true;

@@ -38,6 +38,8 @@ void kv_recipes_step_done(struct kv_recipes *recipes);
 void kv_recipes_settle(struct kv_recipes *recipes);
 /* When a step that begins now has had long enough to be tried again by its machine. */
 int64_t kv_step_deadline(const struct kv_backend *backend);
+/* The same for a step that serves a request (or NULL): a little before its deadline, so that the failure can be told. */
+int64_t kv_step_deadline_for(const struct kv_backend *backend, const struct kv_op *op);
 /* May the same step help later? (The others are refusals.) */
 bool kv_code_passes(kv_code code);
 
@@ -120,7 +122,8 @@ struct kv_lease {
   int64_t try_until;              /* a grant's try ends by then, so that its failure can be told in time; 0: no matter */
   unsigned failures;
   struct kv_timer timer;
-  char problem[160];              /* why the last renewal failed */
+  char problem[160];              /* why the last grant or renewal failed */
+  kv_code problem_code;           /* of a grant */
   /* Of public handles, lease_handle.c. */
   kv_store *store;
   struct kv_backend *backend;     /* counted */
