@@ -27,3 +27,41 @@ describe("a program that ends", function()
     end)
   end
 end)
+
+describe("a program that waits for ever", function()
+  local waits = {
+    ["a lock"] = [[store:lock("held"):acquire()]],
+    ["an event"] = [[store:watch("key"):next()]],
+    ["a task"] = [[kv.run(function() kv.spawn(function() store:watch("key"):next() end):join() end)]],
+    ["many writes"] = [[while true do
+        local values = {}
+        for i = 1, 100 do values["key/" .. i] = "v" end
+        assert(store:put_many(values))
+      end]],
+  }
+  for what, code in pairs(waits) do
+    it("for " .. what .. " ends at Ctrl-C, with a traceback", function()
+      if util.interpreter():find("host$") then return end -- the sanitizers' interpreter has no handler
+      local folder = util.folder()
+      local url = "local:" .. folder .. "/store"
+      local store = assert(kv.open(url))
+      assert(assert(store:lock("held")):acquire(5))
+      local script = ([[
+        local kv = require("kv")
+        local store = assert(kv.open(%q, {sync = "none"}))
+        assert(store:put("ready", "v"))
+        %s
+      ]]):format(url, code)
+      local process = assert(native.spawn{util.interpreter(), "-e", script, stdout = folder .. "/output",
+        stderr = folder .. "/output"})
+      util.eventually(function() return store:exists("ready") end, "it waits")
+      native.sleep(0.1) -- it is on its way into the wait
+      process:kill("INT")
+      local ended, status = process:wait(10)
+      assert.equal("exit", ended, tostring(status))
+      assert.equal(1, status)
+      assert.is_truthy(util.read(folder .. "/output"):find("interrupted!", 1, true), util.read(folder .. "/output"))
+      store:close()
+    end)
+  end
+end)
