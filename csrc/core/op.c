@@ -213,7 +213,6 @@ static void deliver_step(struct kv_task *task) {
   struct kv_step *step = op->step;
   kv_code code = op->last_code;
   if (code != KV_OK && op->cancelled) code = KV_CANCELLED;
-  else if (code != KV_OK && op->timed_out && (code == KV_UNAVAILABLE || code == KV_CANCELLED)) code = KV_TIMEOUT;
   step->op = NULL;
   step->attempts = op->pub.attempt + 1;
   step->done(step, code, op->last_problem ? op->last_problem : kv_code_meaning(code), &op->pub.result);
@@ -410,6 +409,8 @@ static void finish_on_reactor(struct kv_core_op *op, kv_code code, const char *c
   if (code == KV_OK && (code = kv_op_arrange(op, &error)) != KV_OK) cause = "out of memory";
   /* A read whose answer was lost is no ambiguity. Recipes know for themselves. */
   if (code == KV_UNKNOWN && !op->recipe && !kv_kind_is_write(op->pub.kind)) code = KV_UNAVAILABLE;
+  /* With what a driver lets go of a step says nothing. */
+  if (op->step && op->timed_out && (code == KV_UNAVAILABLE || code == KV_CANCELLED)) code = KV_TIMEOUT;
   conclude(op, code, cause);
 }
 
