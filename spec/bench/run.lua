@@ -218,7 +218,7 @@ end
 function sections.etcd()
   on_server("etcd", function() return servers.etcd{} end, function(server, folder)
     local methods = {put = "Put", get = "Range"}
-    -- h2load sends the very call that kv sends: a put asks for the pair that was there, which tells since when the key lives.
+    -- h2load sends the very call that kv sends: a put asks for the pair that was there, for when its life began.
     write_frame(folder .. "/put", {1, "/" .. KEY}, {2, ("x"):rep(SIZE)}, {4, true})
     write_frame(folder .. "/get", {1, "/" .. KEY})
     everything{
