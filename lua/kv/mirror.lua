@@ -164,8 +164,8 @@ function Mirror:revision()
 end
 
 --- Have fn(event) called after each change of the mirror, the first state's included where it has not arrived yet. fn
--- must not wait. The store keeps the mirror from then on, until close(). What fn raises is raised by kv.run, kv.step,
--- or the next call on the mirror.
+-- must not wait. The store keeps the mirror from then on, until close(). What fn raises is raised by kv.run or kv.step,
+-- or outside of them by the next call of the module; the mirror goes on.
 -- @tparam function fn
 -- @return the mirror
 function Mirror:on_change(fn)

@@ -54,22 +54,25 @@ local function wait_for_room(self, limit)
   return true
 end
 
+local function cancelled(name)
+  return nil, name .. ": the task that waited was cancelled", "cancelled"
+end
+
 --- Send a request for every item, and take every answer.
+-- @param name of the method
 -- @param items array
 -- @param send function(item) -> what a function of the core returns
 -- @param taken function(item, results...) -> message, code when it failed
 -- @return true, or nil, message, code of the first failure; nothing more is sent after one, and all that was sent is
 --   waited for
-function pipeline.run(items, send, taken)
+function pipeline.run(name, items, send, taken)
   local self = setmetatable({items = {}, ids = {}, in_flight = 0, taken = taken}, Pipeline)
   for _, item in ipairs(items) do
     if self.message then break end
-    if self.in_flight >= WINDOW and not wait_for_room(self, WINDOW) then
-      return nil, "the task that waited was cancelled", "cancelled"
-    end
+    if self.in_flight >= WINDOW and not wait_for_room(self, WINDOW) then return cancelled(name) end
     sent(self, item, send(item))
   end
-  if not wait_for_room(self, 1) then return nil, "the task that waited was cancelled", "cancelled" end
+  if not wait_for_room(self, 1) then return cancelled(name) end
   if self.message then return nil, self.message, self.code end
   return true
 end

@@ -34,6 +34,11 @@ local function wrong_key(name, key, extra)
   if extra ~= nil then error(("%s: too many arguments"):format(name), 3) end
 end
 
+-- For calls that may have nothing to ask.
+local function closed(self, name)
+  return nil, ("%s on %s: the store was closed"):format(name, core.label(self._store)), "closed"
+end
+
 -- The value of a string that came from the store; nil, message, code.
 local function decoded(self, name, key, text)
   local ok, value = codec.decode(self._codec, text)
@@ -97,9 +102,10 @@ function Store:get_many(keys, opts, extra)
   end
   local wrong = options.check("store:get_many", specs.read, opts)
   if wrong then return nil, wrong, "invalid" end
+  if core.closed(self._store) then return closed(self, "store:get_many") end
   poll()
   local flags, left, found = options.read_flags(opts), call.time_left(options.timeout(opts), self), {}
-  local done, message, code = pipeline.run(keys, function(key)
+  local done, message, code = pipeline.run("store:get_many", keys, function(key)
     return core_get(self._store, key, flags, left())
   end, function(key, text, revision, created)
     if text == nil then return revision, created end -- message, code, or nothing
@@ -244,13 +250,13 @@ function Store:put_many(values, opts, extra)
   if wrong then return nil, wrong, "invalid" end
   local items, message, code = check_values(self, values, 2)
   if not items then return nil, message, code end
+  if core.closed(self._store) then return closed(self, "store:put_many") end
   poll()
   opts = opts or NOTHING
   local flags, ttl, held, left = write_flags(opts), opts.ttl or 0, lease.handle(opts.lease),
     call.time_left(options.timeout(opts), self)
-  if #items == 0 and core.closed(self._store) then return call.finish(core.ping(self._store, -1)) end
   local done
-  done, message, code = pipeline.run(items, function(item)
+  done, message, code = pipeline.run("store:put_many", items, function(item)
     return core_put(self._store, item.key, item.text, flags, left(), ttl, held, nil)
   end, function(_, revision, problem, why)
     if not revision then return problem, why end
@@ -314,6 +320,9 @@ local function try_update(self, key, fn, opts)
   if message then return true, nil, message, code end
   local value = fn(pair and pair.value, pair)
   if value == nil then return true, pair end
+  if not self._codec and type(value) ~= "string" then
+    error(("store:update: the function must return a string or nil, got %s"):format(type(value)), 3)
+  end
   local written
   written, message, code = self:atomic_put(key, value, pair, opts)
   if written then return true, written end

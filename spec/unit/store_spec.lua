@@ -125,7 +125,10 @@ describe("update", function()
   end)
 
   it("raises for a value that is none", function()
-    assert.is_false((pcall(store.update, store, "key", function() return 12 end)))
+    local line = debug.getinfo(1, "l").currentline + 1
+    local ok, problem = pcall(function() store:update("key", function() return 12 end) end)
+    assert.is_false(ok)
+    assert.is_truthy(problem:find("store_spec.lua:" .. line .. ":", 1, true), problem)
     assert.is_false(store:exists("key"))
   end)
 end)
