@@ -148,6 +148,8 @@ struct kv_backend {
   bool shut;                    /* the last view was closed: nothing new begins */
   struct kv_core_op *ops;       /* in flight */
   struct kv_watch *watches;
+  unsigned pages_asked;         /* by watches, and not answered */
+  struct kv_watch *page_first, *page_last; /* watches that wait until they may ask */
   void *recipes;                /* struct kv_recipes: held locks, leases, pending expiries */
   struct kv_timer direct_timer;
   struct kv_task direct_task, closed_task;

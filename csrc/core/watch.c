@@ -30,6 +30,7 @@
 #include "queue.h"
 
 #define QUEUE_MAX ((size_t)8 << 20)      /* bytes of events that a slow consumer may leave lying */
+#define PAGES_MAX 64                     /* asked for at a time by all watches of a backend: ten thousand may begin at once */
 #define LISTING_MAX (QUEUE_MAX / 4)      /* a listing waits while more than this lies there */
 
 enum state { LISTING, STREAMING, PAUSED, ENDED };
@@ -47,6 +48,8 @@ struct kv_watch {
 
   /* reactor only */
   struct kv_watch *next, **link;
+  struct kv_watch *page_next; /* in backend->page_first */
+  bool page_queued;
   enum state state;
   bool feed_open, begun, was_synced, sweeping;
   uint32_t pass;
@@ -410,8 +413,33 @@ static void page_done(struct kv_watch *watch, struct kv_result *result) {
   }
 }
 
+static void wait_for_turn(struct kv_watch *watch) {
+  struct kv_backend *backend = watch->feed.backend;
+  if (watch->page_queued) return;
+  watch->page_queued = true;
+  watch->page_next = NULL;
+  watch_retain(watch);
+  if (backend->page_first)
+    backend->page_last->page_next = watch;
+  else
+    backend->page_first = watch;
+  backend->page_last = watch;
+}
+
+/* A page was answered: those who wait, if they still want one. */
+static void next_turns(struct kv_backend *backend) {
+  while (backend->page_first && backend->pages_asked < PAGES_MAX) {
+    struct kv_watch *watch = backend->page_first;
+    backend->page_first = watch->page_next;
+    watch->page_queued = false;
+    if (watch->state == LISTING) list_page(watch);
+    watch_release(watch);
+  }
+}
+
 static void step_done(struct kv_step *step, kv_code code, const char *message, struct kv_result *result) {
   struct kv_watch *watch = step->data;
+  watch->feed.backend->pages_asked--;
   if (watch->state == ENDED) {
     /* only the step's reference is left */
   } else if (code == KV_OK) {
@@ -422,11 +450,17 @@ static void step_done(struct kv_step *step, kv_code code, const char *message, s
   } else {
     end(watch, code, message);
   }
+  next_turns(watch->feed.backend);
   watch_release(watch);
 }
 
 static void list_page(struct kv_watch *watch) {
   struct kv_step *step = &watch->step;
+  if (watch->feed.backend->pages_asked >= PAGES_MAX) {
+    wait_for_turn(watch);
+    return;
+  }
+  watch->feed.backend->pages_asked++;
   kv_slice after = watch->last_key ? step->after : (kv_slice){NULL, 0};
   *step = (struct kv_step){.kind = watch->feed.tree ? KV_LIST : KV_GET,
                            .key = watch->feed.key,
