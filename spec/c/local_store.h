@@ -1,6 +1,6 @@
 /*
- * local_store.h - what the tests of the embedded store share: folders of their own, requests that wait for their answer,
- * watches and locks that are waited for, and child processes.
+ * local_store.h - what the tests of the embedded store share: folders of their own, requests that wait for their
+ * answer, watches and locks that are waited for, and child processes.
  */
 #ifndef KV_TEST_LOCAL_STORE_H
 #define KV_TEST_LOCAL_STORE_H

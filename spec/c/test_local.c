@@ -1,6 +1,6 @@
 /*
- * test_local.c - the embedded store in one process: operations, conditions, revisions, listings, transactions, time to live,
- * leases, locks, watches and their history.
+ * test_local.c - the embedded store in one process: operations, conditions, revisions, listings, transactions, time
+ * to live, leases, locks, watches and their history.
  */
 #include "local_store.h"
 

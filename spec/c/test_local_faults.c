@@ -327,7 +327,8 @@ TEST(files_that_are_none_of_ours) {
   MDB_txn *txn;
   MDB_dbi dbi;
   MDB_val key = {3, "abc"}, value = {1, "1"};
-  REQUIRE(mdb_env_create(&env) == 0 && mdb_env_open(env, folder, 0, 0600) == 0 && mdb_txn_begin(env, NULL, 0, &txn) == 0);
+  REQUIRE(mdb_env_create(&env) == 0 && mdb_env_open(env, folder, 0, 0600) == 0);
+  REQUIRE(mdb_txn_begin(env, NULL, 0, &txn) == 0);
   REQUIRE(mdb_dbi_open(txn, NULL, 0, &dbi) == 0 && mdb_put(txn, dbi, &key, &value, 0) == 0 && mdb_txn_commit(txn) == 0);
   mdb_env_close(env);
   CHECK_EQ(fails_to_open(folder, "another program"), KV_FAILED);

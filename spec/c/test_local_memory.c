@@ -1,7 +1,7 @@
 /*
- * test_local_memory.c - the embedded store, and the core around it, when memory runs out: each allocation of a session fails once,
- * in turn, on whatever thread it is made. What is asked then may fail, and says so; nothing crashes or hangs, and everything
- * works again as soon as there is memory.
+ * test_local_memory.c - the embedded store, and the core around it, when memory runs out: each allocation of a
+ * session fails once, in turn, on whatever thread it is made. What is asked then may fail, and says so; nothing
+ * crashes or hangs, and everything works again as soon as there is memory.
  *
  * Linked with --wrap for the allocators (Makefile): LMDB's own and the C library's are not concerned.
  */

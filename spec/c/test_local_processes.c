@@ -1,6 +1,6 @@
 /*
- * test_local_processes.c - the embedded store used by several processes: what they see of each other, and what is left when one
- * of them is forked, stopped or killed.
+ * test_local_processes.c - the embedded store used by several processes: what they see of each other, and what is
+ * left when one of them is forked, stopped or killed.
  *
  * Every child opens a store of its own after fork().
  */
@@ -365,8 +365,8 @@ TEST(descriptors_are_closed_on_exec) {
     snprintf(path, sizeof path, "/proc/self/fd/%s", entry->d_name);
     ssize_t size = readlink(path, target, sizeof target - 1);
     target[size > 0 ? size : 0] = 0;
-    bool is_ours = strncmp(target, folder, strlen(folder)) == 0 || strstr(target, "inotify") || strstr(target, "eventfd") ||
-                   strstr(target, "eventpoll");
+    bool is_ours = strncmp(target, folder, strlen(folder)) == 0 || strstr(target, "inotify") ||
+                   strstr(target, "eventfd") || strstr(target, "eventpoll");
     if (!is_ours) continue;
     ours++;
     if (!(fcntl(fd, F_GETFD) & FD_CLOEXEC)) fprintf(stderr, "%s stays open\n", target);

@@ -1,7 +1,7 @@
 /*
- * apply.c - what a write does, inside of the writer thread's transaction. Every write that changes something gets a revision
- * and leaves records in the history; the newest of them is where the revision itself is kept, with running totals of bytes
- * and records, so that the bounds of the history are seen from its two ends.
+ * apply.c - what a write does, inside of the writer thread's transaction. Every write that changes something gets a
+ * revision and leaves records in the history; the newest of them is where the revision itself is kept, with running
+ * totals of bytes and records, so that the bounds of the history are seen from its two ends.
  *
  * A function here returns 0 or an LMDB error, which spoils the whole transaction; that an op is refused is no error,
  * and is written down in its item before anything of it was written.
@@ -119,8 +119,8 @@ int kv_local_history_trim(struct kv_local_batch *batch, bool hard) {
   return rc;
 }
 
-/* For a change that has no room in the history: whoever watches has to list again. A lone record that is not the first of its
- * revision tells that even that revision is not to be had. */
+/* For a change that has no room in the history: whoever watches has to list again. A lone record that is not the
+ * first of its revision tells that even that revision is not to be had. */
 int kv_local_history_clear(struct kv_local_batch *batch) {
   struct kv_local_key name;
   unsigned char head[LOCAL_CHANGE_HEAD];
@@ -251,7 +251,8 @@ static int write_pair(struct kv_local_batch *batch, kv_slice key, kv_slice value
   return rc ? rc : kv_local_history_add(batch, LOCAL_PUT, key, value, record.created);
 }
 
-static int check_condition(struct kv_local_item *item, const struct kv_op *op, bool found, const struct kv_local_record *record) {
+static int check_condition(struct kv_local_item *item, const struct kv_op *op, bool found,
+                           const struct kv_local_record *record) {
   if (op->condition == KV_IF_ABSENT && found)
     return kv_local_refuse(item, KV_EXISTS, "the key is there, at revision %llu", (unsigned long long)record->revision);
   if (op->condition != KV_IF_REVISION || (found && record->revision == op->revision)) return 0;
@@ -341,8 +342,8 @@ static int delete_tree(struct kv_local_batch *batch, struct kv_local_item *item)
 
 static int refuse_check(struct kv_local_item *item, size_t index, kv_slice key, const char *why) {
   item->result.failed_check = (int)index;
-  return kv_local_refuse(item, KV_MODIFIED, "check %zu (%.*s): %s", index + 1, key.size > 60 ? 60 : (int)key.size, key.data,
-                         why);
+  int shown = key.size > 60 ? 60 : (int)key.size;
+  return kv_local_refuse(item, KV_MODIFIED, "check %zu (%.*s): %s", index + 1, shown, key.data, why);
 }
 
 static int check_part(struct kv_local_batch *batch, struct kv_local_item *item, size_t index) {
@@ -366,7 +367,8 @@ static int check_part(struct kv_local_batch *batch, struct kv_local_item *item, 
       rc = kv_local_fetch(batch, part->key, &record, &found);
       if (rc || part->type != KV_PART_PUT) return rc;
       rc = check_lease(batch, item, part->lease);
-      if (!rc && item->code == KV_OK && (item->op->flags & KV_PORTABLE) && !found) rc = check_portable(batch, item, part->key);
+      if (!rc && item->code == KV_OK && (item->op->flags & KV_PORTABLE) && !found)
+        rc = check_portable(batch, item, part->key);
       return rc;
   }
 }

@@ -1,10 +1,10 @@
 /*
- * env.c - a folder that is open. LMDB forbids to open one environment twice in a process, so all stores of a process share
- * it through a registry that knows folders by device and inode. A second copy of this code in the process has its own
- * registry: it is found by a file lock that is named after the process.
+ * env.c - a folder that is open. LMDB forbids to open one environment twice in a process, so all stores of a
+ * process share it through a registry that knows folders by device and inode. A second copy of this code in the
+ * process has its own registry: it is found by a file lock that is named after the process.
  *
- * A child after fork() inherits descriptors and the map. It starts with an empty registry, and closes the descriptors whose file
- * locks would otherwise outlive the parent; LMDB's own it leaves alone.
+ * A child after fork() inherits descriptors and the map. It starts with an empty registry, and closes the
+ * descriptors whose file locks would otherwise outlive the parent; LMDB's own it leaves alone.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -197,7 +197,8 @@ static char *make_temporary(int *rc) {
   return NULL;
 }
 
-/* As soon as everything is open, so that nothing stays behind however the process ends. No other process looks for it. */
+/* As soon as everything is open, so that nothing stays behind however the process ends. No other process looks
+ * for it. */
 static void remove_temporary(struct kv_local_env *env) {
   static const char *const names[] = {"data.mdb", "lock.mdb", "notify", "processes"};
   for (size_t i = 0; i < sizeof names / sizeof *names; i++) unlinkat(env->folder_fd, names[i], 0);
@@ -307,8 +308,10 @@ static kv_code open_lmdb(struct kv_local_env *env, const struct kv_config *confi
   return KV_OK;
 }
 
-/* The version and the boot; 0, an LMDB error, or -1: this is not a store of ours. *current: nothing is to be written. */
-static int look_at_meta(struct kv_local_env *env, MDB_txn *txn, const struct boot *now, struct boot *old, bool *current) {
+/* The version and the boot; 0, an LMDB error, or -1: this is not a store of ours. *current: nothing is to be
+ * written. */
+static int look_at_meta(struct kv_local_env *env, MDB_txn *txn, const struct boot *now, struct boot *old,
+                        bool *current) {
   struct kv_local_key name;
   MDB_val key, value;
   MDB_stat stat;
@@ -396,7 +399,8 @@ static kv_code open_files(struct kv_local_env *env, const struct kv_config *conf
     return kv_local_fail(error, KV_FAILED, "%s holds another program's LMDB database, or one of another version",
                          env->path);
   if (rc == EAGAIN || rc == EACCES) /* LMDB marks readers by process id with file locks */
-    return kv_local_fail(error, KV_FAILED, "%s: another container's process with our process id has it open", env->path);
+    return kv_local_fail(error, KV_FAILED, "%s: another container's process with our process id has it open",
+                         env->path);
   if (rc) return kv_local_fail(error, kv_local_code(rc), "%s: %s", env->path, mdb_strerror(rc));
   if (!env->temporary && !config->sync_none) {
     rc = sync_folder(env->path);

@@ -1,10 +1,10 @@
 /*
  * follow.c - the reactor's side of an open folder: watches, lock waiters, and what tells them that something happened.
  *
- * One reader of the history serves all watches. It is told of commits by inotify on the file `notify`, which every committing
- * process reads (its own commits too, so there is one way only). Each change is handed to the watches of its key and of the
- * directories above it, found by hash, so that thousands of watches cost nothing when others are meant. A watch that begins behind
- * that reader is first fed what it missed.
+ * One reader of the history serves all watches. It is told of commits by inotify on the file `notify`, which every
+ * committing process reads (its own commits too, so there is one way only). Each change is handed to the watches of
+ * its key and of the directories above it, found by hash, so that thousands of watches cost nothing when others are
+ * meant. A watch that begins behind that reader is first fed what it missed.
  *
  * While nobody watches or waits here, nothing is listened to, and commits of other processes wake nobody.
  * Without inotify (its instances are limited) the history is looked at from time to time while somebody waits.
@@ -91,7 +91,8 @@ static bool is(const struct kv_feed *feed, kv_slice key, bool tree) {
 }
 
 /* To all who watch exactly `key`, or the directory of this name. A feed may be closed inside feed_event(). */
-static void feed_watchers(struct kv_local_follower *follower, kv_slice key, bool tree, const struct kv_local_change *change) {
+static void feed_watchers(struct kv_local_follower *follower, kv_slice key, bool tree,
+                          const struct kv_local_change *change) {
   uint64_t hash = hash_of(key, tree);
   struct kv_local_feed *own = follower->buckets[hash & (follower->bucket_count - 1)];
   for (; own; own = follower->next_feed) {

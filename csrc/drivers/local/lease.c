@@ -1,7 +1,7 @@
 /*
- * lease.c - what goes by itself: keys with a time to live, leases with their keys, places in lock queues. One index holds all
- * of it by time. Whoever finds that something is due may remove it: each process with the store open does so on time, the first
- * one wins, and the others find nothing.
+ * lease.c - what goes by itself: keys with a time to live, leases with their keys, places in lock queues. One index
+ * holds all of it by time. Whoever finds that something is due may remove it: each process with the store open does
+ * so on time, the first one wins, and the others find nothing.
  *
  * A lease that serves a place in a lock queue is not written here: the place itself holds its time, so that getting in
  * line is one commit.
@@ -11,7 +11,8 @@
 
 #include "local.h"
 
-static int write_lease(struct kv_local_batch *batch, uint64_t id, const struct kv_local_lease *lease, const struct kv_local_lease *old) {
+static int write_lease(struct kv_local_batch *batch, uint64_t id, const struct kv_local_lease *lease,
+                       const struct kv_local_lease *old) {
   struct kv_local_key name;
   unsigned char bytes[8];
   kv_slice ref = {(char *)bytes, sizeof bytes}, none = {"", 0};

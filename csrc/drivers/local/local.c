@@ -1,12 +1,13 @@
 /*
  * local.c - the table of the embedded store's driver, and the life of one open store.
  *
- * The folder is opened by a helper thread when the first operation comes, because that may wait for files and for other
- * processes; what comes meanwhile waits in a list, and the reactor hands it over. From then on writes go to the writer thread
- * of the environment from whatever thread they come, and reads are answered where they are asked.
+ * The folder is opened by a helper thread when the first operation comes, because that may wait for files and for
+ * other processes; what comes meanwhile waits in a list, and the reactor hands it over. From then on writes go to
+ * the writer thread of the environment from whatever thread they come, and reads are answered where they are asked.
  *
- * Closing gives the environment back and waits for what is still in its hands, but not for ever: another process that was
- * stopped inside of a commit may keep it. Then the store is told to be closed, and this memory goes when the last hand has let go.
+ * Closing gives the environment back and waits for what is still in its hands, but not for ever: another process
+ * that was stopped inside of a commit may keep it. Then the store is told to be closed, and this memory goes when
+ * the last hand has let go.
  */
 #include <stdio.h>
 #include <stdlib.h>

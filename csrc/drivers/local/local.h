@@ -193,7 +193,8 @@ struct kv_local_env {
   uint64_t map_pages, reserve_pages, page_size;
   uint64_t history_bytes, history_count;
   atomic_uint_fast64_t owner; /* this process's id, 0 until it owned something */
-  atomic_bool durable;        /* a store wants its writes synced: then all are, as a commit is only as safe as those before it */
+  /* A store wants its writes synced: then all are, as a commit is only as safe as those before it. */
+  atomic_bool durable;
 
   struct kv_local_reader readers[LOCAL_READERS];
 
@@ -225,8 +226,8 @@ struct kv_local_env *kv_local_env_open(const struct kv_config *config, kv_error 
 void kv_local_env_use(struct kv_local_env *env, const struct kv_config *config);
 /* Give it back unused, because nobody waits for it any longer [any thread but the reactor]. */
 void kv_local_env_drop(struct kv_local_env *env);
-/* Give it back (reactor). True: that was not the last reference, all is done. False: `store` is told by kv_local_store_closed() on
- * the reactor when the environment is closed. */
+/* Give it back (reactor). True: that was not the last reference, all is done. False: `store` is told by
+ * kv_local_store_closed() on the reactor when the environment is closed. */
 bool kv_local_env_release(struct kv_local_env *env, struct kv_local_store *store);
 /* `store` waits no longer. False: it is being told already. */
 bool kv_local_env_abandon(struct kv_local_env *env, struct kv_local_store *store);
@@ -267,7 +268,8 @@ uint64_t kv_local_owner_parse(const char *name);
 int kv_local_reader_take(struct kv_local_env *env, struct kv_local_reader **reader);
 void kv_local_reader_give(struct kv_local_reader *reader);
 
-/* Is a record alive? Reads the clock and the lease only when there is something to ask; `moment` keeps both for the next. */
+/* Is a record alive? Reads the clock and the lease only when there is something to ask; `moment` keeps both for
+ * the next. */
 struct kv_local_moment {
   struct kv_local_env *env;
   MDB_txn *txn;
@@ -279,11 +281,12 @@ bool kv_local_alive(struct kv_local_moment *moment, const struct kv_local_record
 bool kv_local_place_alive(struct kv_local_moment *moment, const struct kv_local_place *place);
 
 /* Newest and oldest of the history. found = false: it is empty, and both are zero. */
-int kv_local_history_ends(MDB_cursor *cursor, struct kv_local_change *newest, struct kv_local_change *oldest, bool *found);
+int kv_local_history_ends(MDB_cursor *cursor, struct kv_local_change *newest, struct kv_local_change *oldest,
+                          bool *found);
 
 /* Is everything from this change on still there? Behind the newest: yes, if it is the very next one. */
-bool kv_local_history_reaches(const struct kv_local_change *newest, const struct kv_local_change *oldest, uint64_t revision,
-                              uint32_t sequence);
+bool kv_local_history_reaches(const struct kv_local_change *newest, const struct kv_local_change *oldest,
+                              uint64_t revision, uint32_t sequence);
 
 kv_code kv_local_read(struct kv_local_env *env, struct kv_op *op, bool portable, kv_error *error);
 /* QUEUE_AHEAD, QUEUE_CLAIM, QUEUE_HEAD, LEASE_REVOKE. False: it takes a write transaction to answer. */
@@ -295,7 +298,14 @@ void kv_local_order_text(char *out, uint64_t order);
 /* ------------------------------------------------------------------ write.c */
 
 /* Where an op is; kept in op->number. */
-enum kv_local_op_state { LOCAL_OP_NEW, LOCAL_OP_PENDING, LOCAL_OP_QUEUED, LOCAL_OP_BEGUN, LOCAL_OP_WAITING, LOCAL_OP_DONE };
+enum kv_local_op_state {
+  LOCAL_OP_NEW,
+  LOCAL_OP_PENDING, /* for the environment to be opened */
+  LOCAL_OP_QUEUED,  /* for the writer */
+  LOCAL_OP_BEGUN,
+  LOCAL_OP_WAITING, /* for a place in a lock's queue to go */
+  LOCAL_OP_DONE
+};
 void kv_local_op_set(struct kv_op *op, enum kv_local_op_state state);
 enum kv_local_op_state kv_local_op_get(const struct kv_op *op);
 
@@ -385,7 +395,8 @@ void kv_local_follow_cancel(struct kv_local_env *env, struct kv_op *op);
 void kv_local_follow_leave(struct kv_local_env *env, struct kv_local_store *store);
 /* Something was committed; `due`: when the next thing expires [writer thread]. */
 void kv_local_follow_committed(struct kv_local_env *env, int64_t due);
-/* The first store comes [any thread], the last one leaves [reactor]: between them there may be posts, timers and descriptors. */
+/* The first store comes [any thread], the last one leaves [reactor]: between them there may be posts, timers and
+ * descriptors. */
 void kv_local_follow_start(struct kv_local_env *env);
 void kv_local_follow_stop(struct kv_local_env *env);
 /* Wait until what was posted has run [any thread but the reactor]. */

@@ -1,7 +1,8 @@
 /*
- * owner.c - proof that a process lives. A process that owns places in lock queues or session leases holds a write lock
- * on owners/ID, on an open file description: the kernel lets go of it when the process ends, however it ends. Other processes
- * ask for the lock without taking it. No process ids: containers may share the folder and not those.
+ * owner.c - proof that a process lives. A process that owns places in lock queues or session leases holds a write
+ * lock on owners/ID, on an open file description: the kernel lets go of it when the process ends, however it ends.
+ * Other processes ask for the lock without taking it. No process ids: containers may share the folder and not
+ * those.
  *
  * The file gets its name after it was locked, so a file that is not locked is a dead owner's.
  * Only an owner opens its file for writing: that inotify tells of such a file being closed means that an owner ended.

@@ -1,7 +1,8 @@
 /*
- * queue.c - the queue of a lock, in a write transaction. A place is a record under the lock's name and an order, which is
- * the revision at which it was made: the first living place of a name holds the lock, and its order is the token. A
- * place is alive until its time is up, it is left, or its owner's process is dead; dead ones are removed by whoever meets them.
+ * queue.c - the queue of a lock, in a write transaction. A place is a record under the lock's name and an order,
+ * which is the revision at which it was made: the first living place of a name holds the lock, and its order is the
+ * token. A place is alive until its time is up, it is left, or its owner's process is dead; dead ones are removed
+ * by whoever meets them.
  *
  * Each place that goes leaves a record in the history, which wakes the one that waits for it.
  */
@@ -18,7 +19,8 @@ static void place_key(struct kv_local_key *name, kv_slice ref) {
   memcpy(name->bytes + 1, ref.data, name->size - 1);
 }
 
-static int read_place(struct kv_local_batch *batch, struct kv_local_key *name, struct kv_local_place *place, bool *found) {
+static int read_place(struct kv_local_batch *batch, struct kv_local_key *name, struct kv_local_place *place,
+                      bool *found) {
   MDB_val key = kv_local_val(name), value;
   int rc = mdb_get(batch->txn, batch->env->dbi, &key, &value);
   *found = !rc;

@@ -1,11 +1,11 @@
 /*
  * read.c - reads, in the caller's thread, on LMDB's own snapshots.
  *
- * Read transactions are pooled: reset between calls, so that they hold no pages, and renewed for each call, which touches
- * nothing but our reader slot. A thread takes the one it had last, so threads do not meet.
+ * Read transactions are pooled: reset between calls, so that they hold no pages, and renewed for each call, which
+ * touches nothing but our reader slot. A thread takes the one it had last, so threads do not meet.
  *
- * Listings are pages of the present: one that goes on at an old revision is not given that revision's state, because snapshots
- * do not outlive their call. The page's revision tells whether it is the same.
+ * Listings are pages of the present: one that goes on at an old revision is not given that revision's state,
+ * because snapshots do not outlive their call. The page's revision tells whether it is the same.
  */
 #include <sched.h>
 #include <stdio.h>
@@ -117,7 +117,8 @@ bool kv_local_place_alive(struct kv_local_moment *moment, const struct kv_local_
 
 /* ------------------------------------------------------------------ history */
 
-int kv_local_history_ends(MDB_cursor *cursor, struct kv_local_change *newest, struct kv_local_change *oldest, bool *found) {
+int kv_local_history_ends(MDB_cursor *cursor, struct kv_local_change *newest, struct kv_local_change *oldest,
+                          bool *found) {
   MDB_val key, value;
   *found = false;
   memset(newest, 0, sizeof *newest);
@@ -136,8 +137,8 @@ int kv_local_history_ends(MDB_cursor *cursor, struct kv_local_change *newest, st
   return kv_local_change_read(&key, &value, oldest) ? 0 : MDB_CORRUPTED;
 }
 
-bool kv_local_history_reaches(const struct kv_local_change *newest, const struct kv_local_change *oldest, uint64_t revision,
-                              uint32_t sequence) {
+bool kv_local_history_reaches(const struct kv_local_change *newest, const struct kv_local_change *oldest,
+                              uint64_t revision, uint32_t sequence) {
   if (revision > newest->revision) return revision == newest->revision + 1;
   return oldest->revision < revision || (oldest->revision == revision && oldest->sequence <= sequence);
 }
@@ -292,8 +293,8 @@ static bool unchanged(struct listing *listing, uint64_t revision) {
   return rc == MDB_NOTFOUND;
 }
 
-/* The revision of this page: the one asked for, if what is there now is what was there then. Pages of a directory that is
- * written meanwhile show it by their revisions. */
+/* The revision of this page: the one asked for, if what is there now is what was there then. Pages of a directory
+ * that is written meanwhile show it by their revisions. */
 static int list_revision(struct listing *listing) {
   const struct kv_op *op = listing->op;
   struct kv_local_change newest, oldest;
@@ -342,8 +343,10 @@ void kv_local_order_text(char *out, uint64_t order) {
 }
 
 /* Read the place under the cursor's key, if it belongs to the queue that `queue` is a key of. */
-static bool in_queue(const MDB_val *key, const MDB_val *value, const struct kv_local_key *queue, struct kv_local_place *place) {
-  return key->mv_size == queue->size && kv_local_begins(key, queue, queue->size - 8) && kv_local_place_read(value, place);
+static bool in_queue(const MDB_val *key, const MDB_val *value, const struct kv_local_key *queue,
+                     struct kv_local_place *place) {
+  return key->mv_size == queue->size && kv_local_begins(key, queue, queue->size - 8) &&
+         kv_local_place_read(value, place);
 }
 
 /* Is our own entry there? 0: yes, with the cursor on it. */
@@ -357,9 +360,11 @@ static int find_own(MDB_cursor *cursor, const struct kv_place *place, struct kv_
   return rc == MDB_NOTFOUND ? 0 : rc;
 }
 
-/* To the nearest place before the cursor's that counts. False: it takes a write to tell. Whose owner is dead cannot come back, and
- * is passed over. Whose time is up might just be renewed by a commit that we do not see yet: only a write puts us behind it. */
-static bool find_ahead(struct kv_local_moment *moment, MDB_cursor *cursor, const struct kv_local_key *own, uint64_t *order) {
+/* To the nearest place before the cursor's that counts. False: it takes a write to tell. Whose owner is dead
+ * cannot come back, and is passed over. Whose time is up might just be renewed by a commit that we do not see
+ * yet: only a write puts us behind it. */
+static bool find_ahead(struct kv_local_moment *moment, MDB_cursor *cursor, const struct kv_local_key *own,
+                       uint64_t *order) {
   struct kv_local_place before;
   MDB_val key, value;
   int rc;

@@ -278,8 +278,8 @@ static void run_alone(struct kv_local_env *env, struct kv_local_item *item) {
   reset_item(item);
   if (rc == LOCAL_IN_DOUBT)
     refuse_in_doubt(item);
-  else if (is_full(rc))
-    kv_local_refuse(item, KV_NO_SPACE, rc == MDB_MAP_FULL ? "the store is full (option map_size)" : "%s", mdb_strerror(rc));
+  else if (rc == MDB_MAP_FULL)
+    kv_local_refuse(item, KV_NO_SPACE, "the store is full (option map_size)");
   else
     kv_local_refuse(item, kv_local_code(rc), "%s", mdb_strerror(rc));
 }
@@ -493,7 +493,8 @@ static void run_jobs(struct kv_local_env *env) {
 
 /* ------------------------------------------------------------------ the thread */
 
-/* Nothing to do: spin a little after a commit, because a caller that waits for its answer asks again at once; then sleep. */
+/* Nothing to do: spin a little after a commit, because a caller that waits for its answer asks again at once;
+ * then sleep. */
 static void idle(struct kv_local_env *env, bool worked) {
   if (worked) {
     pthread_mutex_unlock(&env->lock);
