@@ -202,20 +202,28 @@ func latency(p peer, seconds float64, key string, size int) {
 }
 
 func tree(p peer, directory string, count int) {
-	timed := func(what string, run func(string) (int, error)) float64 {
+	once := func(run func(string) (int, error)) float64 {
 		begin := time.Now()
 		found, err := run(directory)
 		if err == nil && found != count {
 			err = fmt.Errorf("%d keys", found)
 		}
 		if err != nil {
-			fail(what, err)
+			fail("tree", err)
 		}
 		return float64(time.Since(begin)) / float64(time.Millisecond)
 	}
-	// The first listing connects, and is not counted.
-	timed("list", p.list)
-	fmt.Printf("%.2f %.2f\n", timed("list", p.list), timed("watch", p.watchTree))
+	// What takes long is not done as often.
+	repeated := func(run func(string) (int, error)) float64 {
+		var taken []float64
+		for begin := time.Now(); len(taken) == 0 || len(taken) < 5 && time.Since(begin) < time.Second; {
+			taken = append(taken, once(run))
+		}
+		sort.Float64s(taken)
+		return taken[len(taken)/2]
+	}
+	once(p.list) // connects
+	fmt.Printf("%.2f %.2f\n", repeated(p.list), repeated(p.watchTree))
 }
 
 func main() {
