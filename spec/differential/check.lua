@@ -3,9 +3,9 @@
 -- A backend is {name =, traits =, open = function(options) -> store}. The differences that are found are tables:
 --    {program =, at = index of the step, expected = line or nil, actual = line or nil}
 --    {program =, late = true}    the machine was too slow, again and again, for a key with a short life
+local environments = require("spec.differential.environments")
 local kv = require("kv")
 local native = require("spec.native")
-local model = require("spec.differential.model")
 local run_program = require("spec.differential.run_program")
 local shrink = require("spec.differential.shrink")
 
@@ -15,51 +15,14 @@ local PATIENCE = {1, 2, 4, 8} -- a program that was too late gets longer lives
 local BOUND = 15              -- seconds to wait for what must come
 local SHRINK_BOUND = 3
 
-local count = 0
-local start = ("%x"):format(math.floor(native.now() * 1000) % 2 ^ 31)
-
--- ------------------------------------------------------------------ where programs run
-
-local function model_env(traits, patience)
-  local world = model.new(traits)
-  local env = {world = world, traits = traits, patience = patience, bound = 0, pcall = pcall, now = native.now}
-  function env.open(options) return world:open(options) end
-  function env.spawn(fn)
-    local task = {}
-    task.co = coroutine.create(function()
-      task.values = {fn()}
-      task.done = true
-    end)
-    assert(coroutine.resume(task.co))
-    return task
-  end
-  function env.join(task) return (unpack or table.unpack)(task.values, 1, 3) end
-  function env.cancel(_, lock) lock:give_up("cancelled") end
-  return env
-end
-
-local function real_env(backend, patience, bound)
-  count = count + 1
-  local prefix = ("differential-%s-%d"):format(start, count)
-  local env = {traits = backend.traits, patience = patience, bound = bound, pcall = kv.pcall, now = native.now,
-    sleep = kv.sleep, spawn = kv.spawn}
-  function env.open(options)
-    options.prefix = options.prefix == "" and prefix or prefix .. "/" .. options.prefix
-    return backend.open(options)
-  end
-  function env.join(task, seconds) return task:join(seconds) end
-  function env.cancel(task) task:cancel() end
-  return env
-end
-
 -- ------------------------------------------------------------------ one program
 
 --- Run a program where the caller is: in a task, or, a blocking one, in the main thread.
 -- @treturn table|nil the difference
 function check.here(backend, program, bound)
   for _, patience in ipairs(PATIENCE) do
-    local expected = run_program.run(program, model_env(backend.traits, patience))
-    local actual = run_program.run(program, real_env(backend, patience, bound or BOUND), expected)
+    local expected = run_program.run(program, environments.of_model(backend.traits, patience))
+    local actual = run_program.run(program, environments.of_backend(backend, patience, bound or BOUND), expected)
     if not actual.late then
       local at = run_program.difference(expected, actual)
       return at and {program = program, at = at, expected = expected.lines[at], actual = actual.lines[at]}
@@ -78,7 +41,7 @@ end
 
 --- What the model says to a program: its transcript.
 function check.predict(traits, program)
-  return run_program.run(program, model_env(traits, 1))
+  return run_program.run(program, environments.of_model(traits, 1))
 end
 
 --- Run many: those that block one after the other, the others side by side.

@@ -3,8 +3,14 @@
 -- A program is {seed =, portable =, blocking =, steps = {...}}: plain tables. A step has an `op` (operations.lua), an
 -- `id` that stays when others are taken out, and what the operation put there. Steps refer to earlier ones by their
 -- ids; one whose reference is not there is skipped when it is run, so any part of a program is a program.
-local Random = require("spec.differential.random")
+--
+-- The model runs with the maker, which so knows what is there: most steps shall do something.
+local environments = require("spec.differential.environments")
 local operations = require("spec.differential.operations")
+local Random = require("spec.differential.random")
+local run_program = require("spec.differential.run_program")
+
+local ALL = {txn = true, ttl = true, lock = true, lease = true, resume = true, every_version = true}
 
 local Maker = {}
 Maker.__index = Maker
@@ -20,6 +26,10 @@ local TOO_LARGE = ("x"):rep(512 * 1024 + 1)
 
 local STORES = {{"s0", 60}, {"s1", 15}, {"s2", 15}, {"s3", 10}}
 local PREFIXES = {s0 = "", s1 = "a/", s2 = "", s3 = "b/"}
+
+-- Half of the programs are about something: its operations are so many times as likely.
+local THEMES = {{"all", 50}, {"watch", 20}, {"atomic", 15}, {"lock", 15}}
+local THEME_FACTOR = 5
 
 local MORTAL_STEPS = 5  -- so many more before the short lives are waited for
 local MORTAL_TIMES = 2
@@ -46,7 +56,8 @@ end
 
 function Maker:key()
   if self.random:chance(2) then return self.random:pick(BAD_KEYS) end
-  local key = self.random:pick(self.keys)
+  local key = self.random:chance(30) and self.last_key or self.random:pick(self.keys)
+  self.last_key = key
   if self.random:chance(4) then key = "/" .. key:gsub("/", "//") .. "/" end
   return key
 end
@@ -59,8 +70,10 @@ function Maker:distinct_keys(count)
   return keys
 end
 
+--- A directory: mostly one that has or had something.
 function Maker:dir()
-  return self.random:pick(DIRS)
+  if self.random:chance(30) then return self.random:pick(DIRS) end
+  return self.random:pick(self.keys):match("^(.*)/[^/]*$") or ""
 end
 
 function Maker:value()
@@ -68,10 +81,14 @@ function Maker:value()
   return self.random:pick(VALUES)
 end
 
---- The id of an earlier step of this kind, or nil.
-function Maker:any(op)
-  local ids = self.made[op]
-  return ids and self.random:pick(ids)
+--- The id of an earlier step of this kind, or nil; mostly one for which likely(id) is true, if there is one.
+function Maker:any(op, likely)
+  local ids, wanted = self.made[op], {}
+  if not ids then return nil end
+  for _, id in ipairs(ids) do
+    if likely and likely(id) then wanted[#wanted + 1] = id end
+  end
+  return self.random:pick(#wanted > 0 and self.random:chance(85) and wanted or ids)
 end
 
 -- Leases belong to a store and its views.
@@ -101,44 +118,56 @@ local function canonical(store, key)
   return PREFIXES[store] .. key:gsub("^/+", ""):gsub("/+$", ""):gsub("/+", "/")
 end
 
---- A reference to a pair that an earlier step gave, the newer the likelier, of the key `full` if that is given; or nil.
-function Maker:reference(full)
+-- Is the key still as it was in this pair of an earlier step?
+local function is_current(self, full, pair)
+  local record = self.run.world.keys[full]
+  return record ~= nil and record.revision == pair.revision
+end
+
+--- A key of this store that is there, of which an earlier step gave the pair, if there is one.
+function Maker:known_key(store)
+  local prefix = PREFIXES[store]
   for i = #self.pairs, 1, -1 do
-    local pair = self.pairs[i]
-    if (not full or pair.full == full) and self.random:chance(60) then
-      return {ref = pair.id, nth = pair.nth, plain = self.random:chance(25) or nil}
+    local full, pair = self.pairs[i].full, self.pairs[i].pair
+    local fits = #full > #prefix and full:sub(1, #prefix) == prefix and is_current(self, full, pair)
+    if fits and self.random:chance(50) then return full:sub(#prefix + 1) end
+  end
+  return self:key()
+end
+
+--- A reference to a pair that an earlier step gave, the newer the likelier; or nil. With `full` it is of that key, and
+-- `current` or not.
+function Maker:reference(full, current)
+  for i = #self.pairs, 1, -1 do
+    local entry = self.pairs[i]
+    local fits = not full or (entry.full == full and is_current(self, full, entry.pair) == current)
+    if fits and self.random:chance(70) then
+      return {ref = entry.id, nth = entry.nth, plain = self.random:chance(25) or nil}
     end
   end
 end
 
 --- What to compare a key with: nothing, its pair, an older one, another key's, or one that never was.
 function Maker:previous(store, key, can_be_none)
-  local none = {"none", can_be_none and 40 or 0}
-  local how = self.random:weighted{none, {"same", 48}, {"other", 6}, {"wrong", 4}, {"zero", 2}}
+  local full, found = canonical(store, key), nil
+  local none = {"none", not can_be_none and 0 or self.run.world.keys[full] and 15 or 60}
+  local how = self.random:weighted{none, {"same", 60}, {"old", 15}, {"other", 5}, {"wrong", 4}, {"zero", 2}}
   if how == "none" then return {none = true} end
   if how == "zero" then return {zero = true} end
-  local found = how ~= "wrong" and self:reference(how == "same" and canonical(store, key) or nil)
+  if how == "same" then found = self:reference(full, true) end
+  if how == "old" then found = self:reference(full, false) end
+  if how == "other" then found = self:reference() end
+  if not found and can_be_none and self.random:chance(70) then return {none = true} end
   return found or {wrong = true}
 end
 
 -- ------------------------------------------------------------------ making a program
 
--- Remember which pairs a step may give.
+-- Remember which pairs the step gave.
 local function note_pairs(self, step)
-  local function note(full, nth)
-    self.pairs[#self.pairs + 1] = {id = step.id, full = full, nth = nth}
-  end
-  if step.op == "txn" then
-    local keys = {}
-    for _, part in ipairs(step.parts) do
-      if part.kind == "put" then keys[#keys + 1] = canonical(step.store, part.key) end
-    end
-    table.sort(keys)
-    for nth, full in ipairs(keys) do note(full, nth) end
-  elseif step.op == "list" then
-    note(nil, self.random:upto(2))
-  elseif step.key and not step.watch and step.op ~= "watch" then
-    note(canonical(step.store, step.key), 1)
+  for nth, pair in ipairs(self.run.results[step.id] or {}) do
+    local full = PREFIXES[step.store] .. pair.key
+    if pair.revision then self.pairs[#self.pairs + 1] = {id = step.id, nth = nth, full = full, pair = pair} end
   end
 end
 
@@ -150,6 +179,7 @@ local function add(self, op, fields)
   self.program.steps[#self.program.steps + 1] = step
   self.made[op] = self.made[op] or {}
   table.insert(self.made[op], step.id)
+  run_program.step(self.run, #self.program.steps)
   note_pairs(self, step)
 end
 
@@ -162,7 +192,8 @@ end
 local function choices(program)
   local list = {}
   for name, operation in pairs(operations) do
-    if not (program.blocking and operation.tasks) then list[#list + 1] = {name, operation.weight} end
+    local weight = operation.weight * (operation.theme == program.theme and THEME_FACTOR or 1)
+    if not (program.blocking and operation.tasks) then list[#list + 1] = {name, weight} end
   end
   table.sort(list, function(left, right) return left[1] < right[1] end)
   return list
@@ -171,7 +202,7 @@ end
 local function choose_keys(random)
   local left, keys = {}, {}
   for i, key in ipairs(KEYS) do left[i] = key end
-  for i = 1, 3 + random:upto(4) do keys[i] = table.remove(left, random:upto(#left)) end
+  for i = 1, 1 + random:upto(5) do keys[i] = table.remove(left, random:upto(#left)) end
   return keys
 end
 
@@ -190,10 +221,12 @@ return function(seed, length)
   local random = Random.new(seed)
   local program = {seed = seed, steps = {}}
   program.portable = random:chance(25)
+  program.theme = random:weighted(THEMES)
   program.blocking = random:chance(20)
   program.mortal = not program.blocking and random:chance(25)
   local self = setmetatable({random = random, program = program, keys = choose_keys(random), made = {}, pairs = {},
     last_id = 0, settled = 0}, Maker)
+  self.run = run_program.begin(program, environments.of_model(ALL, 1), {})
   local list = choices(program)
   for _ = 1, 5 + random:upto(length or 30) do
     add(self, random:weighted(list))

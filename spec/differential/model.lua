@@ -157,10 +157,8 @@ end
 
 --- What every operation on a key asks first: the full key, or nil, message, code.
 local function admit(self, key, root_allowed)
-  local full, message, code = self:full(key, root_allowed)
-  if not full then return nil, message, code end
   if self.handle.closed then return refuse("closed") end
-  return full
+  return self:full(key, root_allowed)
 end
 
 --- The life that options ask for: {owner =, mortal =}, or nil, code.

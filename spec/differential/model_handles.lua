@@ -159,10 +159,9 @@ local Lock = {}
 Lock.__index = Lock
 
 local function new_lock(store, name, options)
-  local full, message, code = store:full(name)
+  local full, message, code = ours.admit(store, name)
   if not full then return nil, message, code end
   if not store.world.traits.lock then return ours.refuse("unsupported") end
-  if store.handle.closed then return ours.refuse("closed") end
   local self = setmetatable({store = store, full = full, value = options and options.value or ""}, Lock)
   store.handle.locks[self] = true
   return self

@@ -197,26 +197,37 @@ end
 
 local run_program = {Run = Run}
 
---- Run a program.
+--- Begin to run a program, step by step.
 -- @tparam table program see generate.lua
--- @tparam table env open(options), now(), sleep(seconds), pcall, spawn(fn), join(task, seconds), cancel(task, lock),
---   patience (a factor for short lives), bound (seconds to wait for what must come), traits; the model's has `world`
--- @tparam[opt] table expected what the model's run returned
+-- @tparam table env see environments.lua
+-- @tparam table hints what the model foresaw; filled by the model
+function run_program.begin(program, env, hints)
+  return setmetatable({program = program, env = env, world = env.world, traits = env.traits, names = Names.new(),
+    hints = hints, stores = {}, results = {}, leases = {}, watches = {}, mirrors = {}, locks = {}, waiters = {},
+    born = {}}, Run)
+end
+
+--- Run its step at `at`.
+-- @treturn string its line of the transcript, or nil when it is beyond doubt no more: a short life was too short
+function run_program.step(self, at)
+  self.at = at
+  local line = run_step(self, self.program.steps[at])
+  return in_time(self) and line or nil
+end
+
+--- Run a program.
+-- @tparam table program
+-- @tparam table env
+-- @tparam[opt] table expected what the model's run returned: the run ends where it differs
 -- @treturn table transcript: lines, hints, late (nothing is proved: the machine was too slow for a short life)
 function run_program.run(program, env, expected)
-  local self = setmetatable({program = program, env = env, world = env.world, traits = env.traits, names = Names.new(),
-    hints = expected and expected.hints or {}, stores = {}, results = {}, leases = {}, watches = {}, mirrors = {},
-    locks = {}, waiters = {}, born = {}}, Run)
+  local self = run_program.begin(program, env, expected and expected.hints or {})
   local transcript = {lines = {}, hints = self.hints}
-  for at, step in ipairs(program.steps) do
-    self.at = at
-    local line = run_step(self, step)
-    if not in_time(self) then
-      transcript.late = true
-      break
-    end
+  for at = 1, #program.steps do
+    local line = run_program.step(self, at)
     transcript.lines[at] = line
-    if expected and line ~= expected.lines[at] then break end
+    transcript.late = line == nil
+    if not line or (expected and line ~= expected.lines[at]) then break end
   end
   local ok, problem = env.pcall(finish, self)
   if not ok then transcript.lines[#transcript.lines + 1] = "RAISED at the end: " .. tostring(problem) end

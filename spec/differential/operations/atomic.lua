@@ -1,10 +1,11 @@
 --- Compare and set: atomic_put, atomic_delete, update, and races between tasks.
 local atomic = {}
 
-atomic.atomic_put = {weight = 10}
+atomic.atomic_put = {weight = 10, theme = "atomic"}
 
 function atomic.atomic_put.make(maker, step)
-  step.store, step.key, step.value = maker:store(), maker:key(), maker:value()
+  step.store, step.value = maker:store(), maker:value()
+  step.key = maker.random:chance(70) and maker:known_key(step.store) or maker:key()
   step.previous, step.life = maker:previous(step.store, step.key, true), maker:life(step)
 end
 
@@ -20,11 +21,13 @@ function atomic.atomic_put.show(step, text)
     text.string(step.value), text.previous(step.previous), text.life(step.life))
 end
 
-atomic.atomic_delete = {weight = 5}
+atomic.atomic_delete = {weight = 5, theme = "atomic"}
 
 function atomic.atomic_delete.make(maker, step)
-  step.store, step.key = maker:store(), maker:key()
+  step.store = maker:store()
+  step.key = maker:known_key(step.store)
   step.previous = maker:previous(step.store, step.key, false)
+  return not step.previous.wrong or maker.random:chance(20)
 end
 
 function atomic.atomic_delete.run(run, step)
@@ -38,7 +41,7 @@ function atomic.atomic_delete.show(step, text)
   return ("%s:atomic_delete(%s, %s)"):format(step.store, text.string(step.key), text.previous(step.previous))
 end
 
-atomic.update = {weight = 5}
+atomic.update = {weight = 5, theme = "atomic"}
 
 function atomic.update.make(maker, step)
   step.store, step.key, step.life = maker:store(), maker:key(), maker:life(step)
@@ -77,10 +80,11 @@ local function in_tasks(run, count, fn)
   return results
 end
 
-atomic.race = {weight = 2, tasks = true}
+atomic.race = {weight = 2, theme = "atomic", tasks = true}
 
 function atomic.race.make(maker, step)
-  step.store, step.key, step.value = maker:store(), maker:key(), maker:value()
+  step.store, step.value = maker:store(), maker:value()
+  step.key = maker:known_key(step.store)
   step.count, step.previous = 1 + maker.random:upto(4), maker:previous(step.store, step.key, true)
 end
 
@@ -103,7 +107,7 @@ function atomic.race.show(step, text)
     text.string(step.value), text.previous(step.previous))
 end
 
-atomic.count = {weight = 2, tasks = true}
+atomic.count = {weight = 2, theme = "atomic", tasks = true}
 
 function atomic.count.make(maker, step)
   step.store, step.key, step.count = maker:store(), maker:key(), 1 + maker.random:upto(4)

@@ -1,7 +1,7 @@
 --- Reading and writing: put, get, get_many, put_many, exists, delete, list, pages, delete_tree.
 local keys = {}
 
-keys.put = {weight = 22}
+keys.put = {weight = 26}
 
 function keys.put.make(maker, step)
   step.store, step.key, step.value = maker:store(), maker:key(), maker:value()
@@ -22,7 +22,8 @@ end
 keys.get = {weight = 6}
 
 function keys.get.make(maker, step)
-  step.store, step.key = maker:store(), maker:key()
+  step.store = maker:store()
+  step.key = maker.random:chance(50) and maker:known_key(step.store) or maker:key()
 end
 
 function keys.get.run(run, step)
@@ -95,7 +96,12 @@ function keys.put_many.show(step, text)
   return ("%s:put_many({%s}%s)"):format(step.store, table.concat(parts, ", "), text.life(step.life))
 end
 
-keys.delete = {weight = 10, make = keys.get.make}
+keys.delete = {weight = 10}
+
+function keys.delete.make(maker, step)
+  step.store = maker:store()
+  step.key = maker.random:chance(60) and maker:known_key(step.store) or maker:key()
+end
 
 function keys.delete.run(run, step)
   local found, message, code = run:store(step.store):delete(step.key)

@@ -37,7 +37,9 @@ end
 life.revoke = {weight = 2}
 
 function life.revoke.make(maker, step)
-  step.lease = maker:any("lease")
+  step.lease = maker:any("lease", function(id)
+    return maker.run.leases[id] and maker.run.leases[id]:alive()
+  end)
   return step.lease ~= nil
 end
 

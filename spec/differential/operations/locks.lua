@@ -2,12 +2,12 @@
 -- wait cannot be told from outside.
 local locks = {}
 
-local NAMES = {"l", "a/l"} -- the second is s1's "l"
+local NAMES = {{"l", 4}, {"a/l", 1}} -- the second is s1's "l"
 
-locks.lock = {weight = 4}
+locks.lock = {weight = 4, theme = "lock"}
 
 function locks.lock.make(maker, step)
-  step.store, step.name = maker.random:pick{"s0", "s1", "s2"}, maker.random:pick(NAMES)
+  step.store, step.name = maker.random:pick{"s0", "s2", "s1"}, maker.random:weighted(NAMES)
   step.value = maker.random:pick{"", "mine", "yours"}
 end
 
@@ -23,10 +23,20 @@ function locks.lock.show(step, text)
     text.string(step.value))
 end
 
-local function of_lock(maker, step)
-  step.lock = maker:any("lock")
-  return step.lock ~= nil
+-- Makes a step on a handle, mostly one in a state that likely(handle, holder) accepts.
+local function on_lock(likely)
+  return function(maker, step)
+    step.lock = maker:any("lock", function(id)
+      local lock = maker.run.locks[id]
+      return lock and likely(lock.handle:state(), lock.handle:holder() ~= nil)
+    end)
+    return step.lock ~= nil
+  end
 end
+
+local function is_held(state) return state == "held" end
+local function is_free(state, somebody) return state == "free" and not somebody end
+local function is_others(state, somebody) return state == "free" and somebody end
 
 -- A handle that waits is left alone until it is granted.
 local function waits(run, id)
@@ -43,7 +53,7 @@ local function of_handle(fn)
   end
 end
 
-locks.acquire = {weight = 6, make = of_lock}
+locks.acquire = {weight = 6, theme = "lock", make = on_lock(is_free)}
 
 locks.acquire.run = of_handle(function(run, lock)
   local got, message, code = lock.handle:acquire(0)
@@ -55,7 +65,7 @@ function locks.acquire.show(step)
   return ("lock%d:acquire(0)"):format(step.lock)
 end
 
-locks.release = {weight = 5, make = of_lock}
+locks.release = {weight = 5, theme = "lock", make = on_lock(is_held)}
 
 locks.release.run = of_handle(function(run, lock)
   local done, message, code = lock.handle:release()
@@ -66,7 +76,7 @@ function locks.release.show(step)
   return ("lock%d:release()"):format(step.lock)
 end
 
-locks.look = {weight = 3, make = of_lock}
+locks.look = {weight = 3, theme = "lock", make = on_lock(function() return true end)}
 
 locks.look.run = of_handle(function(run, lock)
   local holder, message, code = lock.handle:holder()
@@ -79,7 +89,7 @@ function locks.look.show(step)
   return ("lock%d:held() lock%d:holder()"):format(step.lock, step.lock)
 end
 
-locks.queue = {weight = 3, make = of_lock, tasks = true}
+locks.queue = {weight = 3, theme = "lock", make = on_lock(is_others), tasks = true}
 
 --- Acquire in a task that waits. Who waits gets it in the step that lets it go: see run_program.lua.
 locks.queue.run = of_handle(function(run, lock, step)
@@ -96,10 +106,10 @@ function locks.queue.show(step)
   return ("kv.spawn(function() lock%d:acquire(60) end)"):format(step.lock)
 end
 
-locks.give_up = {weight = 1, tasks = true}
+locks.give_up = {weight = 1, theme = "lock", tasks = true}
 
 function locks.give_up.make(maker, step)
-  step.queue = maker:any("queue")
+  step.queue = maker:any("queue", function(id) return maker.run.waiters[id] end)
   return step.queue ~= nil
 end
 
@@ -114,10 +124,10 @@ function locks.give_up.show(step)
   return ("cancel the task of step %d"):format(step.queue)
 end
 
-locks.with_lock = {weight = 2}
+locks.with_lock = {weight = 2, theme = "lock"}
 
 function locks.with_lock.make(maker, step)
-  step.store, step.name = maker.random:pick{"s0", "s1", "s2"}, maker.random:pick(NAMES)
+  step.store, step.name = maker.random:pick{"s0", "s2", "s1"}, maker.random:weighted(NAMES)
   step.key, step.value = maker:key(), maker:value()
 end
 

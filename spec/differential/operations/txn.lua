@@ -7,9 +7,12 @@ local MANY = 65
 
 local function make_part(maker, step, kind, key)
   local part = {kind = kind, key = key}
-  if kind == "check" then part.previous = maker:previous(step.store, key, false) end
+  if kind == "check" and maker.random:chance(60) then part.key = maker:known_key(step.store) end
+  if kind == "check" then part.previous = maker:previous(step.store, part.key, false) end
   if kind == "guard" then
-    part.key, part.lock = nil, maker:any("lock")
+    part.key, part.lock = nil, maker:any("lock", function(id)
+      return maker.run.locks[id] and maker.run.locks[id].handle:held()
+    end)
     if not part.lock then return nil end
   end
   if kind == "put" then part.value, part.life = maker:value(), maker:life(step) end

@@ -7,7 +7,7 @@ local watches = {}
 
 -- ------------------------------------------------------------------ opening
 
-watches.watch = {weight = 5}
+watches.watch = {weight = 5, theme = "watch"}
 
 function watches.watch.make(maker, step)
   local random = maker.random
@@ -172,10 +172,10 @@ local function lines(texts, wrong)
   return #result == 0 and "no event" or table.concat(result, "; ")
 end
 
-watches.events = {weight = 8}
+watches.events = {weight = 8, theme = "watch"}
 
 function watches.events.make(maker, step)
-  step.watch = maker:any("watch")
+  step.watch = maker:any("watch", function(id) return maker.run.watches[id] end)
   return step.watch ~= nil
 end
 
@@ -194,7 +194,7 @@ function watches.events.show(step)
   return ("print the events of watch%d"):format(step.watch)
 end
 
-watches.unwatch = {weight = 1, make = watches.events.make}
+watches.unwatch = {weight = 1, theme = "watch", make = watches.events.make}
 
 function watches.unwatch.run(run, step)
   local watch = run.watches[step.watch]
@@ -209,7 +209,7 @@ end
 
 -- ------------------------------------------------------------------ mirrors
 
-watches.mirror = {weight = 1}
+watches.mirror = {weight = 1, theme = "watch"}
 
 function watches.mirror.make(maker, step)
   step.store, step.dir = maker.random:pick{"s0", "s1", "s3"}, maker:dir()
@@ -232,7 +232,7 @@ function watches.mirror.show(step, text)
   return ("local mirror%d = %s:mirror(%s)"):format(step.id, step.store, text.string(step.dir))
 end
 
-watches.reflect = {weight = 2}
+watches.reflect = {weight = 2, theme = "watch"}
 
 function watches.reflect.make(maker, step)
   step.mirror = maker:any("mirror")
