@@ -10,7 +10,7 @@
 
 #include "etcd.h"
 
-#define BATCH_FIRST 128   /* pairs in the first range, when nothing is known of their size */
+#define BATCH_FIRST 512   /* pairs in the first range, when nothing is known of their size */
 #define BATCH_MAX 16384
 
 static void done_ok(struct etcd_call *call) {
