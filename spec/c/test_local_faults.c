@@ -171,7 +171,7 @@ TEST(what_expires_makes_room) {
 /* A reader keeps what it sees from being overwritten, so that a small map is full of what nobody else needs. */
 static void read_for_long(void *argument) {
   MDB_env *env;
-  MDB_txn *txn;
+  MDB_txn *txn = NULL;
   (void)argument;
   bool good = mdb_env_create(&env) == 0 && mdb_env_open(env, folder, MDB_NOTLS, 0600) == 0 &&
               mdb_txn_begin(env, NULL, MDB_RDONLY, &txn) == 0;

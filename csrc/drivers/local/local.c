@@ -189,7 +189,7 @@ static void attend_pending(struct kv_local_store *store) {
   struct kv_local_env *env = atomic_load(&store->env);
   for (;;) {
     pthread_mutex_lock(&store->lock);
-    struct kv_op *op = store->opening ? NULL : store->first;
+    struct kv_op *op = store->opening && !store->closing ? NULL : store->first;
     kv_error error = store->open_error;
     bool closing = store->closing;
     if (op) unlink_pending(store, op);
@@ -222,22 +222,21 @@ static void tell_closed(struct kv_local_store *store) {
   kv_local_host->closed(store->backend);
 }
 
-/* One look at how far closing is. */
-static void go_on_closing(struct kv_local_store *store) {
+static void let_go(struct kv_local_store *store) {
   struct kv_local_env *env = atomic_load(&store->env);
+  if (store->released) return;
+  store->released = true;
+  store->closed = !env || kv_local_env_release(env, store);
+}
+
+/* One look at how far closing is: the operations end, the environment is given back, and it is closed. */
+static void go_on_closing(struct kv_local_store *store) {
   pthread_mutex_lock(&store->lock);
-  bool opening = store->opening, busy = store->busy > 0, told = store->told;
+  bool wait = store->opening || store->busy || store->told;
   pthread_mutex_unlock(&store->lock);
-  if (opening || told) return;
-  if (!store->released) {
-    store->released = true;
-    if (env) kv_local_follow_leave(env, store);
-    store->closed = !env || kv_local_env_release(env, store);
-    pthread_mutex_lock(&store->lock);
-    busy = store->busy > 0;
-    pthread_mutex_unlock(&store->lock);
-  }
-  if (store->closed && !busy) tell_closed(store);
+  if (wait) return;
+  let_go(store);
+  if (store->closed) tell_closed(store);
 }
 
 void kv_local_store_closed(struct kv_local_store *store) {
@@ -249,8 +248,12 @@ void kv_local_store_closed(struct kv_local_store *store) {
 /* Waited long enough. */
 static void close_late(struct kv_timer *timer) {
   struct kv_local_store *store = timer->data;
-  struct kv_local_env *env = atomic_load(&store->env);
-  if (store->released && !store->closed && !kv_local_env_abandon(env, store)) return; /* any moment now */
+  pthread_mutex_lock(&store->lock);
+  bool opening = store->opening;
+  if (opening) store->told = true; /* what is opened is given back there */
+  pthread_mutex_unlock(&store->lock);
+  if (!opening) let_go(store);
+  if (!opening && !store->closed && !kv_local_env_abandon(atomic_load(&store->env), store)) return; /* any moment now */
   tell_closed(store);
 }
 
@@ -276,6 +279,8 @@ static void close_slot(void *state) {
   store->closing = true;
   pthread_mutex_unlock(&store->lock);
   kv_local_host->timer_set(&store->close_timer, kv_local_host->now() + LOCAL_CLOSE_GRACE);
+  struct kv_local_env *env = atomic_load(&store->env);
+  if (env) kv_local_follow_leave(env, store);
   attend_pending(store);
   go_on_closing(store);
 }
