@@ -98,8 +98,8 @@ static inline void kvl_push_slice(lua_State *L, kv_slice slice) {
 
 /* ------------------------------------------------------------------ reply.c */
 
-/* Push the results of a reply as Lua sees them; returns how many. The reply hangs in state->current: it is freed, or moved
- * into a page. */
+/* Push the results of a reply as Lua sees them; returns how many. The reply hangs in state->current: it is freed, or
+ * moved into a page. */
 int kvl_push_reply(lua_State *L, struct kvl_state *state);
 void kvl_drop_current(struct kvl_state *state);
 extern const luaL_Reg kvl_reply_functions[];

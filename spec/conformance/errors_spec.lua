@@ -142,29 +142,6 @@ describe("portable mode", function()
     assert.equal(512 * 1024, #assert(store:get("key")).value)
   end)
 
-  suite.both("holds in transactions too", function(t)
-    local store = assert(t:open{portable = true})
-    assert(store:put("dir/key", "v"))
-    t.fails("is_dir", store:txn():put("other", "1"):put("dir", "v"):commit())
-    t.fails("not_dir", store:txn():put("other", "1"):put("dir/key/below", "v"):commit())
-    t.fails("too_large", store:txn():put("other", ("x"):rep(512 * 1024 + 1)):commit())
-    assert.equal("dir/key", t.keys(assert(t.store:list(""))))
-    -- what one part removes does not stand in the way of another
-    assert(store:txn():delete("dir/key"):put("dir/key/below", "v"):commit())
-    assert.equal("dir/key/below", t.keys(assert(t.store:list(""))))
-  end, "txn")
-
-  suite.both("refuses transactions whose own puts stand in each other's way", function(t)
-    local store = assert(t:open{portable = true})
-    for _, txn in ipairs{store:txn():put("fresh", "1"):put("fresh/below", "v"),
-        store:txn():put("fresh/deep/below", "v"):put("fresh", "1")} do
-      local result, message, code = txn:commit()
-      assert.is_nil(result)
-      assert.is_truthy(code == "is_dir" or code == "not_dir", message)
-    end
-    assert.same({}, (t.store:list("")))
-  end, "txn")
-
   suite.both("holds in conditional and in many writes too", function(t)
     local store = assert(t:open{portable = true})
     assert(store:put("dir/key", "v"))
