@@ -291,14 +291,14 @@ static int open_map(struct kv_local_env *env, uint64_t size, bool nosync) {
   return rc;
 }
 
-static kv_code open_lmdb(struct kv_local_env *env, const struct kv_config *config, kv_error *error) {
-  uint64_t size = config->map_size ? config->map_size : MAP_SIZE_DEFAULT;
+static kv_code open_lmdb(struct kv_local_env *env, const struct kv_local_options *options, kv_error *error) {
+  uint64_t size = options->map_size ? options->map_size : MAP_SIZE_DEFAULT;
   if (size < MAP_SIZE_MIN) size = MAP_SIZE_MIN;
   if (size > (uint64_t)SIZE_MAX / 2) return kv_local_fail(error, KV_INVALID, "map_size is too large");
-  env->nosync = env->temporary || config->sync_none;
+  env->nosync = env->temporary || options->sync_none;
   int rc = open_map(env, size, env->nosync);
   /* Address space may be limited: by ulimit -v, or by a tool that we run under. */
-  while ((rc == ENOMEM || rc == EINVAL) && !config->map_size && size > MAP_SIZE_SMALLEST_DEFAULT)
+  while ((rc == ENOMEM || rc == EINVAL) && !options->map_size && size > MAP_SIZE_SMALLEST_DEFAULT)
     rc = open_map(env, size /= 4, env->nosync);
   if (rc == EAGAIN || rc == EBUSY)
     return kv_local_fail(error, KV_FAILED, "%s: locked by another program", env->path);
@@ -388,9 +388,9 @@ static int open_notify(struct kv_local_env *env) {
   return mkdirat(env->folder_fd, "owners", 0770) == 0 || errno == EEXIST ? 0 : errno;
 }
 
-static kv_code open_files(struct kv_local_env *env, const struct kv_config *config, kv_error *error) {
+static kv_code open_files(struct kv_local_env *env, const struct kv_local_options *options, kv_error *error) {
   kv_code code = claim_process(env, error);
-  if (code == KV_OK) code = open_lmdb(env, config, error);
+  if (code == KV_OK) code = open_lmdb(env, options, error);
   if (code != KV_OK) return code;
   int rc = open_notify(env);
   if (rc) return kv_local_fail(error, kv_local_code(rc), "%s: %s", env->path, strerror(rc));
@@ -402,15 +402,15 @@ static kv_code open_files(struct kv_local_env *env, const struct kv_config *conf
     return kv_local_fail(error, KV_FAILED, "%s: another container's process with our process id has it open",
                          env->path);
   if (rc) return kv_local_fail(error, kv_local_code(rc), "%s: %s", env->path, mdb_strerror(rc));
-  if (!env->temporary && !config->sync_none) {
+  if (!env->temporary && !options->sync_none) {
     rc = sync_folder(env->path);
     if (rc) return kv_local_fail(error, kv_local_code(rc), "%s: %s", env->path, strerror(rc));
   }
   return KV_OK;
 }
 
-static kv_code open_all(struct kv_local_env *env, const struct kv_config *config, kv_error *error) {
-  kv_code code = open_files(env, config, error);
+static kv_code open_all(struct kv_local_env *env, const struct kv_local_options *options, kv_error *error) {
+  kv_code code = open_files(env, options, error);
   if (env->temporary) remove_temporary(env);
   return code;
 }
@@ -486,10 +486,10 @@ static struct kv_local_env *enter(struct kv_local_env *fresh, bool *is_new) {
   }
 }
 
-static kv_code find_folder(struct kv_local_env *env, const struct kv_config *config, kv_error *error) {
+static kv_code find_folder(struct kv_local_env *env, const struct kv_local_options *options, kv_error *error) {
   int rc = 0;
-  env->temporary = !config->path;
-  env->path = config->path ? strdup(config->path) : make_temporary(&rc);
+  env->temporary = !options->path;
+  env->path = options->path ? strdup(options->path) : make_temporary(&rc);
   if (!env->path) {
     env->temporary = false;
     if (rc) return kv_local_fail(error, kv_local_code(rc), "cannot make a temporary folder: %s", strerror(rc));
@@ -506,7 +506,7 @@ static kv_code find_folder(struct kv_local_env *env, const struct kv_config *con
   return KV_OK;
 }
 
-struct kv_local_env *kv_local_env_open(const struct kv_config *config, kv_error *error) {
+struct kv_local_env *kv_local_env_open(const struct kv_local_options *options, kv_error *error) {
   pthread_once(&fork_once, watch_forks);
   struct kv_local_env *fresh = env_new();
   if (!fresh) {
@@ -514,14 +514,14 @@ struct kv_local_env *kv_local_env_open(const struct kv_config *config, kv_error 
     return NULL;
   }
   bool is_new = false;
-  kv_code code = find_folder(fresh, config, error);
+  kv_code code = find_folder(fresh, options, error);
   struct kv_local_env *env = code == KV_OK ? enter(fresh, &is_new) : fresh;
   if (env != fresh) { /* open already */
     env_close(fresh);
     kv_local_env_free(fresh);
     return env;
   }
-  if (code == KV_OK) code = open_all(env, config, error);
+  if (code == KV_OK) code = open_all(env, options, error);
   if (code != KV_OK) env_close(env);
   pthread_mutex_lock(&registry);
   if (code == KV_OK)
@@ -561,9 +561,9 @@ void kv_local_env_end(struct kv_local_env *env) {
   kv_local_host->post(&store->closed_task);
 }
 
-void kv_local_env_use(struct kv_local_env *env, const struct kv_config *config) {
+void kv_local_env_use(struct kv_local_env *env, const struct kv_local_options *options) {
   pthread_mutex_lock(&registry);
-  if (!config->sync_none && !env->temporary) atomic_store(&env->durable, true);
+  if (!options->sync_none && !env->temporary) atomic_store(&env->durable, true);
   if (env->users++ == 0) kv_local_follow_start(env);
   pthread_mutex_unlock(&registry);
 }

@@ -25,6 +25,7 @@ static void unlock(struct kv_local_store *store) {
   pthread_mutex_unlock(&store->lock);
   if (!over) return;
   pthread_mutex_destroy(&store->lock);
+  free(store->options.path);
   free(store);
 }
 
@@ -51,7 +52,7 @@ void kv_local_finish(struct kv_op *op, kv_code code, const char *text) {
 static void read_now(struct kv_local_env *env, struct kv_op *op) {
   const struct kv_local_store *store = op->data;
   kv_error error = {.code = KV_OK};
-  kv_code code = kv_local_read(env, op, store->config->portable, &error);
+  kv_code code = kv_local_read(env, op, store->options.portable, &error);
   kv_local_finish(op, code, error.message);
 }
 
@@ -153,7 +154,7 @@ static void cancel(void *state, struct kv_op *op) {
 static kv_code read_slot(void *state, struct kv_op *op, kv_error *error) {
   struct kv_local_store *store = state;
   struct kv_local_env *env = atomic_load_explicit(&store->env, memory_order_acquire);
-  if (env) return kv_local_read(env, op, store->config->portable, error);
+  if (env) return kv_local_read(env, op, store->options.portable, error);
   return kv_local_fail(error, KV_UNAVAILABLE, "not opened yet"); /* start() opens */
 }
 
@@ -162,11 +163,11 @@ static kv_code read_slot(void *state, struct kv_op *op, kv_error *error) {
 static void *open_main(void *argument) {
   struct kv_local_store *store = argument;
   kv_error error = {.code = KV_OK};
-  struct kv_local_env *env = kv_local_env_open(store->config, &error);
+  struct kv_local_env *env = kv_local_env_open(&store->options, &error);
   pthread_mutex_lock(&store->lock);
   bool abandoned = store->told;
   if (env && !abandoned) {
-    kv_local_env_use(env, store->config);
+    kv_local_env_use(env, &store->options);
     atomic_store(&store->env, env);
   }
   store->open_error = error;
@@ -287,12 +288,14 @@ static void close_slot(void *state) {
 
 static void *create(struct kv_backend *backend, const struct kv_config *config, kv_error *error) {
   struct kv_local_store *store = calloc(1, sizeof *store);
-  if (!store) {
+  char *path = store && config->path ? strdup(config->path) : NULL;
+  if (!store || (config->path && !path)) {
+    free(store);
     kv_local_fail(error, KV_FAILED, "out of memory");
     return NULL;
   }
   store->backend = backend;
-  store->config = config;
+  store->options = (struct kv_local_options){path, config->map_size, config->sync_none, config->portable};
   pthread_mutex_init(&store->lock, NULL);
   atomic_init(&store->env, NULL);
   store->task = (struct kv_task){.run = attend, .data = store};

@@ -220,10 +220,17 @@ struct kv_local_env {
   struct kv_local_follower follower;
 };
 
-/* Open the folder of config, or share it when this process has it open. May block on files. NULL with *error. */
-struct kv_local_env *kv_local_env_open(const struct kv_config *config, kv_error *error);
+/* Of a store's configuration: a copy, because opening may take longer than the core waits for a store that is closed. */
+struct kv_local_options {
+  char *path; /* owned; NULL: private and temporary */
+  uint64_t map_size;
+  bool sync_none, portable;
+};
+
+/* Open the folder, or share it when this process has it open. May block on files. NULL with *error. */
+struct kv_local_env *kv_local_env_open(const struct kv_local_options *options, kv_error *error);
 /* A store takes it into use; kv_local_env_release() follows on the reactor. */
-void kv_local_env_use(struct kv_local_env *env, const struct kv_config *config);
+void kv_local_env_use(struct kv_local_env *env, const struct kv_local_options *options);
 /* Give it back unused, because nobody waits for it any longer [any thread but the reactor]. */
 void kv_local_env_drop(struct kv_local_env *env);
 /* Give it back (reactor). True: that was not the last reference, all is done. False: `store` is told by
@@ -409,7 +416,7 @@ void kv_local_follow_free(struct kv_local_env *env);
 
 struct kv_local_store {
   struct kv_backend *backend;
-  const struct kv_config *config;
+  struct kv_local_options options;
   _Atomic(struct kv_local_env *) env; /* NULL until it was opened */
   pthread_mutex_t lock;               /* guards the rest up to "reactor only" */
   bool opening, closing, told, destroyed;
