@@ -334,6 +334,27 @@ TEST(files_that_are_none_of_ours) {
   CHECK_EQ(fails_to_open(folder, "another program"), KV_FAILED);
 }
 
+/* LMDB must not be opened twice in a process: its file locks would be lost. Another copy of this library would lock the
+ * byte of this process, as this test does with all of them. */
+TEST(another_copy_of_the_library_is_refused) {
+  char path[200];
+  new_folder();
+  kv_store *store = open_store(NULL);
+  REQUIRE(store != NULL);
+  CHECK_EQ(put(store, "a", "1"), KV_OK);
+  close_store(store);
+  snprintf(path, sizeof path, "%s/processes", folder);
+  int fd = open(path, O_RDWR);
+  struct flock lock = {.l_type = F_WRLCK, .l_whence = SEEK_SET};
+  REQUIRE(fd >= 0 && fcntl(fd, F_OFD_SETLK, &lock) == 0);
+  CHECK_EQ(fails_to_open(folder, "another copy of this library"), KV_FAILED);
+  close(fd);
+  store = open_store(NULL);
+  REQUIRE(store != NULL);
+  CHECK_STR(get(store, "a"), "1");
+  close_store(store);
+}
+
 TEST(a_store_opens_once_the_reason_is_gone) {
   char path[200];
   new_folder();
