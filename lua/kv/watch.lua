@@ -12,6 +12,8 @@ local Watch, meta = call.class(NAME)
 
 local watch_next, poll = core.watch_next, scheduler.poll
 
+local NOBODY = {}
+
 -- Events that wait_synced() took before next() was called, oldest first: a large state arrives only while somebody
 -- takes it.
 local function take_ahead(self)
@@ -27,7 +29,8 @@ end
 local function take(self)
   if self._ahead then return take_ahead(self) end
   local event, message, code = watch_next(self._watch)
-  if event and self._codec then return codec.decode_event(self._codec, event) end
+  local values = self._owner._codec
+  if event and values then return codec.decode_event(values, event) end
   return event, message, code
 end
 
@@ -36,7 +39,7 @@ local function fetch_ahead(self)
   while true do
     local event, message, code = watch_next(self._watch)
     if not event then return message, code end
-    if self._codec then codec.decode_event(self._codec, event) end
+    if self._owner._codec then codec.decode_event(self._owner._codec, event) end
     if not self._ahead then self._ahead, self._revision = {first = 1, last = 0}, revision end
     self._ahead.last = self._ahead.last + 1
     self._ahead[self._ahead.last] = event
@@ -48,15 +51,17 @@ end
 -- Wait until something has changed, or the deadline. Returns "woken", "timeout" or "cancelled".
 local function wait(self, deadline)
   local waiter = {outside = true}
-  local waiters = self._waiters
+  local waiters = self._waiters or {}
+  self._waiters = waiters
   waiters[waiter] = true
   local why = scheduler.park(waiter, deadline)
   waiters[waiter] = nil
+  if self._waiters == waiters and next(waiters) == nil then self._waiters = nil end
   return why
 end
 
 function Watch:_ready()
-  for waiter in pairs(self._waiters) do scheduler.wake(waiter) end
+  for waiter in pairs(self._waiters or NOBODY) do scheduler.wake(waiter) end
 end
 
 local function give_up(self, method, why)
@@ -127,8 +132,8 @@ end
 -- @treturn integer 0 before the initial state
 function Watch:revision()
   if getmetatable(self) ~= NAME then call.wrong_self("watch:revision") end
-  if not self._closed and not self._ahead then self._revision = core.watch_revision(self._watch) end
-  return self._revision
+  if self._closed or self._ahead then return self._revision end
+  return core.watch_revision(self._watch)
 end
 
 --- End the watch. Whoever waits for it gets a bare nil. Can be called again.
@@ -136,7 +141,7 @@ end
 function Watch:close()
   if getmetatable(self) ~= NAME then call.wrong_self("watch:close") end
   if self._closed then return true end
-  self:revision()
+  self._revision = self:revision()
   self._closed, self._ahead = true, nil
   core.watch_close(self._watch)
   scheduler.watch(self._tag, nil)
@@ -173,8 +178,9 @@ function watch.open(store, key, tree, opts)
   local handle, tag, code = core.watch_open(store._store, key, tree, opts.initial == false, opts.after,
     opts.values == false, opts.prev == true)
   if not handle then return nil, tag, code end
-  local self = setmetatable({_watch = handle, _tag = tag, _key = key, _tree = tree, _codec = store._codec,
-    _owner = store, _waiters = {}, _revision = 0, _closed = false}, meta)
+  -- As few fields as can be: there may be ten thousand of these. The others appear when they are needed.
+  local self = setmetatable({_watch = handle, _tag = tag, _key = key, _owner = store}, meta)
+  if tree then self._tree = true end
   scheduler.watch(tag, self)
   return self
 end
