@@ -74,15 +74,18 @@ function check.all(backend, programs, lanes)
   return differences
 end
 
---- The smallest program found that shows a difference still, as a difference, and how many were tried.
-function check.shrink(backend, difference, tries, seconds)
+--- Shrink the program of a difference.
+-- @tparam table limits tries, seconds, bound: how long to wait for what must come (3)
+-- @treturn table the difference that the smallest program shows
+-- @treturn integer how many were tried
+function check.shrink(backend, difference, limits)
   local smallest = difference
   local _, tried = shrink.shrink(difference.program, function(program)
-    local other = check.alone(backend, program, SHRINK_BOUND)
+    local other = check.alone(backend, program, limits.bound or SHRINK_BOUND)
     if not other or other.late then return false end
     smallest = other
     return true
-  end, {tries = tries, seconds = seconds, now = native.now})
+  end, {tries = limits.tries, seconds = limits.seconds, now = native.now})
   return smallest, tried
 end
 

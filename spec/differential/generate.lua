@@ -147,6 +147,14 @@ function Maker:reference(full, current)
   end
 end
 
+--- A reference to a pair with a revision to resume behind: one whose place among the others is certain; or nil.
+function Maker:past()
+  local reference = self:reference()
+  if not reference then return nil end
+  local pair = self.run.results[reference.ref][reference.nth]
+  return not self.run.world.unordered[pair.revision] and reference or nil
+end
+
 --- What to compare a key with: nothing, its pair, an older one, another key's, or one that never was.
 function Maker:previous(store, key, can_be_none)
   local full, found = canonical(store, key), nil

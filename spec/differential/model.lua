@@ -20,7 +20,7 @@ local model = {}
 
 function model.new(traits)
   return setmetatable({traits = traits, revision = 0, keys = {}, history = {}, locks = {}, token = 0, watches = {},
-    granted = {}}, World)
+    granted = {}, unordered = {}}, World)
 end
 
 -- ------------------------------------------------------------------ keys
@@ -309,6 +309,7 @@ function Store:put_many(values, options)
   for _, key in ipairs(keys) do
     local pair, message, code = self:put(key, values[key], options)
     if not pair then return nil, message, code end
+    self.world.unordered[pair.revision] = #keys > 1 -- backends write them in any order
   end
   return true
 end

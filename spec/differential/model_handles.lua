@@ -66,13 +66,19 @@ function Watch:wait_synced()
 end
 
 function Watch:next()
+  if self.is_closed then return nil end
   if self.store.handle.closed then return ours.refuse("closed") end
   if self.ended then return ours.refuse(self.ended) end
   if #self.queue == 0 then return ours.refuse("timeout") end
   return table.remove(self.queue, 1)
 end
 
+function Watch:revision()
+  return self.store.world.revision
+end
+
 function Watch:close()
+  self.is_closed = true
   self.store.world.watches[self] = nil
   return true
 end

@@ -73,7 +73,7 @@ local function show(backend, difference, options)
   if difference.late then
     print("  nothing is proved: the machine was too slow for a key with a short life")
   else
-    local smallest, tried = check.shrink(backend, difference, SHRINK_TRIES, SHRINK_SECONDS)
+    local smallest, tried = check.shrink(backend, difference, {tries = SHRINK_TRIES, seconds = SHRINK_SECONDS})
     print(("  shrunk from %d steps to %d in %d tries:"):format(#program.steps, #smallest.program.steps, tried))
     print(source.program(smallest.program, "    ", smallest.at))
     print("  the model: " .. tostring(smallest.expected))

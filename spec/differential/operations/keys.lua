@@ -139,10 +139,10 @@ function keys.list.make(maker, step)
 end
 
 local function listed(run, step, found, revision)
-  for _, pair in ipairs(found) do
-    if type(revision) ~= "number" or (pair.revision or 0) > revision then return "THE LIST'S REVISION IS TOO SMALL; " end
-  end
   if type(revision) ~= "number" then return "NO REVISION; " end
+  for _, pair in ipairs(found) do
+    if (pair.revision or 0) > revision then return "THE LIST'S REVISION IS TOO SMALL; " end
+  end
   run.results[step.id] = found
   return ""
 end

@@ -76,7 +76,7 @@ function locks.release.show(step)
   return ("lock%d:release()"):format(step.lock)
 end
 
-locks.look = {weight = 3, theme = "lock", make = on_lock(function() return true end)}
+locks.look = {weight = 3, theme = "lock", make = on_lock(is_held)}
 
 locks.look.run = of_handle(function(run, lock)
   local holder, message, code = lock.handle:holder()
@@ -141,8 +141,10 @@ function locks.with_lock.run(run, step)
 end
 
 function locks.with_lock.show(step, text)
-  return ("%s:with_lock(%s, {timeout = 0}, function(lock) return %s:txn():guard(lock):put(%s, %s):commit() end)"):format(
-    step.store, text.string(step.name), step.store, text.string(step.key), text.string(step.value))
+  local body = ("%s:txn():guard(lock):put(%s, %s):commit()"):format(step.store, text.string(step.key),
+    text.string(step.value))
+  return ("%s:with_lock(%s, {timeout = 0}, function(lock) return %s end)"):format(step.store,
+    text.string(step.name), body)
 end
 
 return locks

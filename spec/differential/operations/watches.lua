@@ -15,7 +15,7 @@ function watches.watch.make(maker, step)
   step.key = step.tree and maker:dir() or maker:key()
   if random:chance(20) then step.options.values = false elseif random:chance(40) then step.options.prev = true end
   if random:chance(15) then
-    step.after = maker:reference()
+    step.after = maker:past()
   elseif random:chance(30) then
     step.options.initial = false
   end
@@ -200,11 +200,43 @@ function watches.unwatch.run(run, step)
   local watch = run.watches[step.watch]
   if not watch then return "skipped" end
   run.watches[step.watch] = nil
-  return tostring(watch.handle:close())
+  local closed = watch.handle:close()
+  local event, message, code = watch.handle:next(0)
+  return ("%s, %s"):format(tostring(closed), event and "AN EVENT" or run.failure(message, code))
 end
 
 function watches.unwatch.show(step)
   return ("watch%d:close()"):format(step.watch)
+end
+
+watches.resume = {weight = 1, theme = "watch", make = watches.events.make}
+
+--- Close a watch, and open another that goes on behind it.
+function watches.resume.run(run, step)
+  local old = run.watches[step.watch]
+  if not old or not old.exact or not run.traits.resume then return "skipped" end
+  local text = watches.events.run(run, step)
+  if text:find("^ended") then return text end
+  local known = run:await(function() return old.handle:revision() >= old.position end)
+  local revision = old.handle:revision()
+  old.handle:close()
+  local resumed = {store = old.step.store, tree = old.step.tree, key = old.step.key, after = true,
+    options = {prev = old.step.options.prev, values = old.step.options.values}}
+  local store = run:store(resumed.store)
+  local handle, message, code = store[resumed.tree and "watch_tree" or "watch"](store, resumed.key,
+    {prev = resumed.options.prev, values = resumed.options.values, after = revision})
+  run.watches[step.watch] = nil
+  if not handle then return run.failure(message, code) end
+  local synced
+  synced, message, code = handle:wait_synced(run.env.bound)
+  run.watches[step.watch] = {handle = handle, step = resumed, exact = true, state = old.state, told = old.told,
+    last = {}, position = 0}
+  if not synced then return run.failure(message, code) end
+  return text .. (known and ", resumed" or ", ITS REVISION STAYS BEHIND")
+end
+
+function watches.resume.show(step)
+  return ("print the events of watch%d, and resume it behind watch%d:revision()"):format(step.watch, step.watch)
 end
 
 -- ------------------------------------------------------------------ mirrors
