@@ -105,7 +105,7 @@ MAKEFLAGS += --no-builtin-rules
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all all-luas demo test check bench install uninstall clean c-units support host fuzz fuzzers notes FORCE
+.PHONY: all all-luas demo test check bench install install-module uninstall clean c-units support host fuzz fuzzers notes FORCE
 
 all: notes $(CORE_SO) $(PROCESS_SO) $(DRIVER_SO) $(LAUNCHER)
 
@@ -186,13 +186,17 @@ SHARE := $(PREFIX)/share/lua/$(LUA_VERSION)
 LIB := $(PREFIX)/lib/lua/$(LUA_VERSION)
 
 install: export TEXT = $(call launcher_text,$(SHARE),$(LIB))
-install: all
-	install -d '$(DESTDIR)$(LIB)/kv/driver' '$(DESTDIR)$(SHARE)/kv' '$(DESTDIR)$(PREFIX)/bin'
+install: install-module
+	install -d '$(DESTDIR)$(PREFIX)/bin'
+	@printf '%s\n' "$$TEXT" >'$(DESTDIR)$(PREFIX)/bin/kv' && chmod 755 '$(DESTDIR)$(PREFIX)/bin/kv'
+
+# All but the command; LuaRocks makes that itself.
+install-module: all
+	install -d '$(DESTDIR)$(LIB)/kv/driver' '$(DESTDIR)$(SHARE)/kv'
 	install -m 755 $(CORE_SO) $(PROCESS_SO) '$(DESTDIR)$(LIB)/kv/'
 	$(if $(DRIVER_SO),install -m 755 $(DRIVER_SO) '$(DESTDIR)$(LIB)/kv/driver/')
 	@cd lua && find . -name '*.lua' | while read -r file; do \
 	  install -D -m 644 "$$file" '$(DESTDIR)$(SHARE)'/"$$file" || exit 1; done
-	@printf '%s\n' "$$TEXT" >'$(DESTDIR)$(PREFIX)/bin/kv' && chmod 755 '$(DESTDIR)$(PREFIX)/bin/kv'
 
 uninstall:
 	rm -rf '$(DESTDIR)$(LIB)/kv' '$(DESTDIR)$(SHARE)/kv' '$(DESTDIR)$(PREFIX)/bin/kv'
