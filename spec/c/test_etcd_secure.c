@@ -299,6 +299,33 @@ TEST(tls) {
   server_end(&server);
 }
 
+static bool copy_file(const char *from, const char *to) {
+  char command[300], log[100];
+  snprintf(command, sizeof command, "cp %s/%s %s/%s", folder, from, folder, to);
+  snprintf(log, sizeof log, "%s/cp", folder);
+  return run_tool(command, log);
+}
+
+/* Certificates are replaced while a store is open: the next connection uses the new ones, and keeps the old ones if they are no good. */
+TEST(certificates_are_replaced) {
+  struct server server = {.extra = {NULL}};
+  if (!have_etcd()) return;
+  REQUIRE(folder[0] && tls_server(&server, "server", false));
+  REQUIRE(copy_file("other.pem", "now.pem"));
+  kv_store *store = open_tls(&server, "127.0.0.1", "ca=now.pem");
+  kv_request request = {.kind = KV_PUT, .key = KV_TEXT("k"), .timeout = 1};
+  CHECK_EQ(code_of(store, &request), KV_UNAVAILABLE);
+  REQUIRE(copy_file("ca.pem", "now.pem"));
+  request.timeout = 10;
+  CHECK_EQ(code_of(store, &request), KV_OK);
+  REQUIRE(copy_file("server.key", "now.pem")); /* not a certificate */
+  server_kill(&server);
+  REQUIRE(server_launch(&server));
+  CHECK_EQ(code_of(store, &request), KV_OK);
+  close_store(store);
+  server_end(&server);
+}
+
 TEST(client_certificates) {
   struct server server = {.extra = {NULL}};
   if (!have_etcd()) return;

@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "etcd.h"
 
@@ -117,13 +118,35 @@ void etcd_link_retire(struct etcd_link *link, const char *problem) {
 
 /* ------------------------------------------------------------------ connecting */
 
+/* A number that changes when one of the files does: certificates are replaced while programs run. */
+static uint64_t tls_files(const struct kv_config *config) {
+  const char *const paths[] = {config->tls_ca, config->tls_cert, config->tls_key};
+  uint64_t sum = 1;
+  for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) {
+    struct stat info;
+    if (!paths[i] || stat(paths[i], &info) != 0) continue;
+    const uint64_t parts[] = {(uint64_t)info.st_ino, (uint64_t)info.st_size, (uint64_t)info.st_mtim.tv_sec,
+                              (uint64_t)info.st_mtim.tv_nsec};
+    for (size_t j = 0; j < sizeof parts / sizeof *parts; j++) sum = (sum ^ parts[j]) * UINT64_C(0x100000001b3);
+  }
+  return sum;
+}
+
+/* New files that are no good (half written, say) leave what we have. */
 static bool prepare_tls(struct etcd *etcd) {
   const struct kv_config *config = etcd->config;
   char problem[300];
-  if (!config->scheme->tls || etcd->tls) return true;
+  if (!config->scheme->tls) return true;
+  uint64_t files = tls_files(config);
+  if (etcd->tls && (files == etcd->tls_files || !etcd_list_empty(&etcd->old))) return true;
   struct tls_options options = {.ca = config->tls_ca, .cert = config->tls_cert, .key = config->tls_key,
                                 .verify = config->tls_verify, .alpn = "h2"};
-  etcd->tls = tls_context_new(&options, problem, sizeof problem);
+  struct tls_context *tls = tls_context_new(&options, problem, sizeof problem);
+  if (tls) {
+    tls_context_free(etcd->tls); /* no connection uses it: we are about to make one */
+    etcd->tls = tls;
+    etcd->tls_files = files;
+  }
   if (etcd->tls) return true;
   etcd_fail_waiting(etcd, KV_INVALID, problem);
   return false;

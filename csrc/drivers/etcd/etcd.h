@@ -188,6 +188,7 @@ struct etcd {
   bool alive_armed;
   struct kv_task service;
   struct tls_context *tls;
+  uint64_t tls_files;          /* which files it was made of */
   uint64_t cluster;            /* its id, 0: not known */
   uint64_t pair_average;       /* bytes of a pair in the last range that was listed, 0: not known */
   /* call.c */
