@@ -349,4 +349,6 @@ contest.head()
 for _, name in ipairs(wanted) do guarded(name, sections[name]) end
 contest.note(("%d missed, %d failed; medians of %d rounds of %g s, %d-byte values (%.0f s in all)"):format(
   contest.missed, broken, contest.rounds, SECONDS, SIZE, native.now() - begin))
+contest.note(("Other programs took %.0f %% of the processors meanwhile%s"):format(contest.others(),
+  contest.others() > 10 and ": do not rely on the ratios, least of all where one is in flight." or "."))
 os.exit(broken == 0 and (contest.missed == 0 or not os.getenv("BENCH_STRICT")), true)
