@@ -92,8 +92,8 @@ end
 
 -- ---------------------------------------------------------------- others on the machine
 
--- Clock ticks that all programs used since the machine started, those that this one and its children used, and those that
--- there were.
+-- Clock ticks that all programs used since the machine started, those that this one and its children used, and those
+-- that there were.
 local function ticks()
   local stat = assert(io.open("/proc/stat"))
   local numbers = {}
