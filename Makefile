@@ -177,7 +177,7 @@ exec $(LUA_INTERPRETER) -e "package.path = [==[$$share/?.lua;$$share/?/init.lua;
 package.cpath = [==[$$lib/?.so;]==] .. package.cpath" "$$share/kv/cli.lua" "$$@"
 endef
 
-$(LAUNCHER): export TEXT = $(call launcher_text,$(CURDIR)/lua,$(CURDIR)/$(OUT))
+$(LAUNCHER): export TEXT = $(call launcher_text,$(CURDIR)/lua,$(abspath $(OUT)))
 $(LAUNCHER): Makefile
 	@mkdir -p $(@D)
 	@printf '%s\n' "$$TEXT" >$@ && chmod 755 $@
@@ -246,7 +246,7 @@ $(HOST): $(OBJ)/$(LUA)/spec/support/host.o
 demo:
 	@scripts/install-packages.sh build
 	@$(MAKE_ALL) all
-	@LUA_PATH='$(CURDIR)/lua/?.lua;$(CURDIR)/lua/?/init.lua;;' LUA_CPATH='$(CURDIR)/$(OUT)/?.so;;' \
+	@LUA_PATH='$(CURDIR)/lua/?.lua;$(CURDIR)/lua/?/init.lua;;' LUA_CPATH='$(abspath $(OUT))/?.so;;' \
 	  $(LUA_INTERPRETER) examples/demo.lua
 
 test:
