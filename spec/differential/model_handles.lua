@@ -159,6 +159,10 @@ function Lease:revoke()
   return true
 end
 
+function Lease:wait_lost()
+  return ours.refuse(self.ended and "not_held" or "timeout")
+end
+
 -- ------------------------------------------------------------------ locks
 
 local Lock = {}
@@ -240,6 +244,10 @@ function Lock:release()
   if line.holder ~= self then return ours.refuse("not_held") end
   pass_on(line)
   return true
+end
+
+function Lock:wait_lost()
+  return ours.refuse(self:held() and "timeout" or "not_held")
 end
 
 function Lock:held()
