@@ -3,8 +3,8 @@
  *
  *     proxy TARGET_PORT [LISTEN_PORT]     0 as target: only the modes that need no server
  *
- * It prints its port, then reads commands from its input, one a line, and answers each with "ok" or a number. It ends when its
- * input does. A mode holds for connections made from then on; "now MODE" changes those that are open as well.
+ * It prints its port, then reads commands from its input, one a line, and answers each with "ok" or a number. It ends
+ * when its input does. A mode holds for connections made from then on; "now MODE" changes those that are open as well.
  *
  *   pass              forward both ways
  *   silent            accept, read, never answer (the server is not asked)
@@ -27,7 +27,7 @@
  *   cut               close all connections now;  cut-reset: the same by RST
  *   cut-after N       close each connection after N more bytes of answers (in the middle of a frame)
  *   corrupt-after N   after N more bytes of answers, flip bits in the next 64
- *   connections       how many were accepted so far;  open: how many are open;  requests: bytes that clients sent so far
+ *   connections       how many were accepted so far; open: how many are open; requests: bytes that clients sent
  *   refuse            stop listening;  listen: listen again on the same port
  */
 #include <arpa/inet.h>
@@ -314,7 +314,8 @@ static void corrupt(struct stream *answers) {
     corrupt_after -= (long)answers->size;
     return;
   }
-  for (size_t i = (size_t)corrupt_after; i < answers->size && i < (size_t)corrupt_after + 64; i++) answers->data[i] ^= 0xa5;
+  for (size_t i = (size_t)corrupt_after; i < answers->size && i < (size_t)corrupt_after + 64; i++)
+    answers->data[i] ^= 0xa5;
   corrupt_after = -1;
 }
 
@@ -351,7 +352,8 @@ static bool serve(struct connection *connection, short client_events, short serv
   if (connection->mode == SILENT) {
     connection->requests.size = 0;
   } else if (wants_server(connection->mode)) {
-    if (connection->mode != HOLD_REQUESTS && !give(connection->server, &connection->requests, BUFFER_SIZE)) return false;
+    if (connection->mode != HOLD_REQUESTS && !give(connection->server, &connection->requests, BUFFER_SIZE))
+      return false;
   } else {
     play_server(connection);
   }
