@@ -22,7 +22,8 @@
  * first byte of the key. The history comes last, so its newest record is the last of the database, and holds the
  * revision and what else must change with every write: a put touches one leaf for the key and one for the history.
  *
- * Locks, outermost first: store->lock, registry, env->writing, env->lock. None is held across I/O but env->writing.
+ * Locks, outermost first: store->lock, env->writing, registry, env->lock. Only env->writing is held across I/O (and the
+ * registry while a file is opened, so that no fork comes in between).
  */
 #ifndef KV_LOCAL_H
 #define KV_LOCAL_H
