@@ -110,6 +110,7 @@ MAKEFLAGS += --no-builtin-rules
 all: notes $(CORE_SO) $(PROCESS_SO) $(DRIVER_SO) $(LAUNCHER)
 
 notes:
+	@command -v '$(PKG_CONFIG)' >/dev/null || echo "kv: $(PKG_CONFIG) was not found, and nothing can be found without it" >&2
 	@$(if $(LUA_INCLUDE),:,echo "kv: lua.h of $(LUA) was not found; scripts/install-packages.sh build installs what is needed" >&2; exit 1)
 	@$(if $(LEFT_OUT),for name in $(LEFT_OUT); do echo "kv: backend $$name is left out: its source or library is missing" \
 	  "(see PACKAGES_$$name in the Makefile)"; done,:)
