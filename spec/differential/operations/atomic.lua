@@ -1,7 +1,7 @@
 --- Compare and set: atomic_put, atomic_delete, update, and races between tasks.
 local atomic = {}
 
-atomic.atomic_put = {weight = 10, theme = "atomic"}
+atomic.atomic_put = {weight = 16, theme = "atomic"}
 
 function atomic.atomic_put.make(maker, step)
   step.store, step.value = maker:store(), maker:value()
