@@ -254,7 +254,7 @@ local function http_limit(folder, base, query, body, kind)
   end
 end
 
--- -dev keeps Consul's log in memory: what is measured is the way to it, not the disk. It still counts the connections of
+-- -dev keeps the log in memory: what is measured is the way to Consul, not the disk. It still counts the connections of
 -- contenders that have just ended, and would cut those of the next one at its limit of 200.
 function sections.consul()
   local start = servers.consul and function() return servers.consul{session_ttl_min = "10s", connections = 1000} end
