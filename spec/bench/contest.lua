@@ -43,7 +43,7 @@ end
 --- gRPC calls of one kind, as fast as the server takes them.
 function contest.h2load(url, frame, in_flight, seconds)
   local text = contest.output_of("h2load", "-c", 1, "-m", in_flight, "-D", math.ceil(seconds), "--warm-up-time", 1,
-    "-d", frame, "-H", "content-type: application/grpc", "-H", "te: trailers", url)
+    "-d", frame, "-H", "content-type: application/grpc", "-H", "te: trailers", "-H", "hasleader: true", url)
   assert(text:match("(%d+) failed") == "0", text)
   return {(assert(tonumber(text:match("finished in [^,]+, ([%d.]+) req/s")), text))}
 end
