@@ -231,7 +231,6 @@ end
 
 --- The handle's store is closed. Was it held?
 function Lock:abandon()
-  self:give_up("closed")
   local line = line_of(self)
   if line.holder ~= self then return false end
   pass_on(line)

@@ -74,7 +74,7 @@ local function show(backend, difference, options)
     print("  nothing is proved: the machine was too slow for a key with a short life")
   else
     local smallest, tried = check.shrink(backend, difference, {tries = SHRINK_TRIES, seconds = SHRINK_SECONDS})
-    if smallest == difference then print("  it did not happen again; perhaps it depends on time or on other programs") end
+    if smallest == difference then print("  it did not happen again; does it depend on time, or on other programs?") end
     print(("  shrunk from %d steps to %d in %d tries:"):format(#program.steps, #smallest.program.steps, tried))
     print(source.program(smallest.program, "    ", smallest.at))
     print("  the model: " .. tostring(smallest.expected))
