@@ -238,6 +238,42 @@ TEST(broken_answers) {
   proxy_stop(&proxy);
 }
 
+/*
+ * The answer to a renewal that was given up comes while the next one is on its way, and that one gets no further. The
+ * lease lives on the server since the first; should the second be told so, it would be believed to live longer here
+ * than there.
+ */
+TEST(late_answers_to_renewals) {
+  WITH_PROXY(proxy, store, "/late");
+  kv_store *direct = open_url(etcd_url(), "/late");
+  kv_lease *lease = NULL;
+  double begun = now();
+  REQUIRE(kv_lease_open(store, queue, 3, 5, 5, NULL, &lease, NULL) == KV_OK);
+  CHECK_EQ(code_and_free(reply_tagged(5, 10)), KV_OK);
+  CHECK_EQ(code_of(store, &(kv_request){.kind = KV_PUT, .key = KV_TEXT("k"), .lease = lease}), KV_OK);
+  nap(0.3); /* all is said: what is sent now is the first renewal */
+  tell(&proxy, "now hold-answers");
+  long before = tell(&proxy, "requests");
+  while (tell(&proxy, "requests") == before && now() < begun + 2) nap(0.01);
+  CHECK(tell(&proxy, "requests") > before); /* the first renewal, and it arrives */
+  nap(0.2);
+  tell(&proxy, "now hold-all");
+  before = tell(&proxy, "requests");
+  while (tell(&proxy, "requests") == before && now() < begun + 2.9) nap(0.01);
+  CHECK(tell(&proxy, "requests") > before); /* the second, and it does not */
+  tell(&proxy, "now hold-requests");
+  bool gone = false;
+  for (double until = begun + 8; !gone && now() < until; nap(0.02)) gone = strcmp(get(direct, "k"), "(none)") == 0;
+  CHECK(gone);
+  CHECK(!kv_lease_alive(lease));
+  tell(&proxy, "cut");
+  tell(&proxy, "pass");
+  kv_lease_free(lease);
+  close_store(direct);
+  close_store(store);
+  proxy_stop(&proxy);
+}
+
 /* Follows a watch: what it says there is, as "key=value key=value". */
 struct picture {
   kv_watch *watch;
