@@ -221,7 +221,8 @@ struct kv_local_env {
   struct kv_local_follower follower;
 };
 
-/* Of a store's configuration: a copy, because opening may take longer than the core waits for a store that is closed. */
+/* Of a store's configuration: a copy, because opening may take longer than the core waits for a store that is
+ * closed. */
 struct kv_local_options {
   char *path; /* owned; NULL: private and temporary */
   uint64_t map_size;
