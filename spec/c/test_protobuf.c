@@ -25,7 +25,8 @@ TEST(reads_all_types) {
   CHECK_EQ(field.number, 1);
   CHECK_EQ(field.type, PB_VARINT);
   CHECK_EQ(field.value, 150);
-  REQUIRE(read_one(BYTES(0x12, 0x03, 'a', 0x00, 'c'), &field));
+  static const uint8_t bytes[] = {0x12, 0x03, 'a', 0x00, 'c'}; /* the field points into them */
+  REQUIRE(read_one(bytes, sizeof bytes, &field));
   CHECK_EQ(field.number, 2);
   CHECK_EQ(field.type, PB_BYTES);
   CHECK(field.size == 3 && memcmp(field.data, "a\0c", 3) == 0);
