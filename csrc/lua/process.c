@@ -194,8 +194,8 @@ static bool is_replaced(lua_State *L, int index, const char *entry) {
   return replaced;
 }
 
-/* The environment with the additions of the table at `index`. Leaves an array and a table of its strings on the stack.
- * */
+/* The environment with the additions of the table at `index`. Leaves an array and a table of its strings on the
+ * stack. */
 static char **push_environment(lua_State *L, int index) {
   luaL_checktype(L, index, LUA_TTABLE);
   size_t count = 0;
