@@ -122,7 +122,10 @@ static void run_close(struct kv_task *task) {
   if (last) backend->shut = true;
   kv_ops_close_view(backend, last ? 0 : request->view);
   kv_watches_close_view(backend, last ? 0 : request->view);
-  if (last) kv_recipes_close(backend, recipes_closed);
+  if (last)
+    kv_recipes_close(backend, recipes_closed);
+  else
+    kv_recipes_close_view(backend, request->view);
   free(request);
   kv_backend_release(backend);
 }

@@ -244,6 +244,8 @@ void kv_expiry_schedule(struct kv_backend *backend, kv_slice key, uint64_t revis
  * KV_CLOSE_GRACE at most; give all waiting requests back with KV_CLOSED; then call done(backend) once. */
 #define KV_CLOSE_GRACE (1 * KV_SECOND)
 void kv_recipes_close(struct kv_backend *backend, void (*done)(struct kv_backend *backend));
+/* One view of several closes: let go of its locks and leases. */
+void kv_recipes_close_view(struct kv_backend *backend, uint64_t view);
 void kv_recipes_free(struct kv_backend *backend);
 /* The store's own lease for KV_KEEP_ALIVE, made when first asked for; ready() comes once, perhaps at once. lease is
  * NULL on failure and otherwise counted for the waiter: kv_lease_reference_release(). */

@@ -114,6 +114,7 @@ kv_code kv_lease_open(kv_store *store, kv_queue *queue, double ttl, double timeo
   kv_lease *lease = kv_lease_make(store->backend, ttl);
   if (!lease) return kv_fail(error, KV_FAILED, "out of memory");
   lease->store = store;
+  lease->view = store->view;
   lease->backend = store->backend;
   kv_backend_retain(lease->backend);
   code = kv_recipe_submit(store, queue, &open_recipe, lease, KV_LEASE_OPEN, KV_TEXT(""),
@@ -136,7 +137,7 @@ void kv_lease_free(kv_lease *lease) {
 /* ------------------------------------------------------------------ asking */
 
 bool kv_lease_alive(const kv_lease *lease) {
-  return !inherited(lease) && kv_lease_usable(lease);
+  return !inherited(lease) && !kv_store_closed(lease->store) && kv_lease_usable(lease);
 }
 
 double kv_lease_ttl(const kv_lease *lease) {

@@ -563,10 +563,11 @@ void kv_lock_destroy(struct kv_lock *lock) {
 
 /* ------------------------------------------------------------------ closing */
 
-void kv_locks_close(struct kv_recipes *recipes) {
+void kv_locks_close(struct kv_recipes *recipes, uint64_t view) {
   struct kv_lock *next;
   for (struct kv_lock *lock = recipes->locks; lock; lock = next) {
     next = lock->next;
+    if (view && lock->view != view) continue;
     kv_asked_answer(&lock->acquire, KV_CLOSED, "the store was closed");
     kv_asked_answer(&lock->release, KV_CLOSED, "the store was closed");
     kv_op_list_answer(&lock->lost_waiters, KV_CLOSED, "the store was closed");

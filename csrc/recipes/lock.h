@@ -53,6 +53,7 @@ struct kv_outcome {
 struct kv_lock {
   /* Set once. */
   kv_store *store;
+  uint64_t view;               /* the store's: the lock goes when it is closed */
   struct kv_backend *backend;  /* counted */
   unsigned fork_count;
   double ttl;                  /* asked for */

@@ -67,6 +67,7 @@ kv_lock *kv_lock_new(kv_store *store, const kv_lock_options *options, kv_error *
   lock->ttl = options->ttl > 0 ? options->ttl : store->backend->config.session_ttl;
   if (lock->ttl < least) lock->ttl = least;
   lock->store = store;
+  lock->view = store->view;
   lock->backend = store->backend;
   kv_backend_retain(lock->backend);
   lock->fork_count = kv_fork_count();
@@ -92,7 +93,7 @@ void kv_lock_free(kv_lock *lock) {
 /* ------------------------------------------------------------------ looking at it, any thread */
 
 bool kv_lock_held(const kv_lock *lock) {
-  return !inherited(lock) && kv_lock_is_held(lock);
+  return !inherited(lock) && !kv_store_closed(lock->store) && kv_lock_is_held(lock);
 }
 
 kv_lock_state kv_lock_get_state(const kv_lock *lock) {

@@ -182,6 +182,17 @@ static void grace_over(struct kv_timer *timer) {
   kv_recipes_settle(recipes);
 }
 
+void kv_recipes_close_view(struct kv_backend *backend, uint64_t view) {
+  struct kv_recipes *recipes = backend->recipes;
+  struct kv_lease *next;
+  if (!recipes) return;
+  kv_locks_close(recipes, view);
+  for (struct kv_lease *lease = recipes->leases; lease; lease = next) {
+    next = lease->next;
+    if (lease->view == view) kv_lease_drop(lease);
+  }
+}
+
 void kv_recipes_close(struct kv_backend *backend, void (*done)(struct kv_backend *backend)) {
   struct kv_recipes *recipes = backend->recipes;
   if (!recipes) {
@@ -193,7 +204,7 @@ void kv_recipes_close(struct kv_backend *backend, void (*done)(struct kv_backend
   kv_timer_set(&recipes->grace, kv_now() + KV_CLOSE_GRACE / 2);
   kv_expiry_close(recipes);
   kv_holders_cancel(recipes);
-  kv_locks_close(recipes);
+  kv_locks_close(recipes, 0);
   kv_session_close(recipes);
   /* Those that locks still need to leave their queues go when these have left. */
   drop_leases(recipes, false);

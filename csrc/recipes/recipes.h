@@ -131,6 +131,7 @@ struct kv_lease {
   kv_code problem_code;           /* of a grant */
   /* Of public handles, lease_handle.c. */
   kv_store *store;
+  uint64_t view;                  /* of that store; 0: the lease is no user's */
   struct kv_backend *backend;     /* counted */
   struct kv_handle handle;
   struct kv_asked open, close;
@@ -166,7 +167,7 @@ struct kv_lease *kv_spare_take(struct kv_recipes *recipes, double ttl);
 
 void kv_session_close(struct kv_recipes *recipes);
 void kv_expiry_close(struct kv_recipes *recipes);
-void kv_locks_close(struct kv_recipes *recipes);                /* let go of all */
+void kv_locks_close(struct kv_recipes *recipes, uint64_t view); /* let go of all, or of those of one view */
 /* nothing of them is on the server as far as we can tell */
 bool kv_locks_settled(const struct kv_recipes *recipes);
 void kv_locks_cancel(struct kv_recipes *recipes);               /* steps in flight */
