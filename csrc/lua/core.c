@@ -85,6 +85,15 @@ static int core_fd(lua_State *L) {
   return 1;
 }
 
+/* poke(): make the descriptor readable until next() finds nothing */
+static int core_poke(lua_State *L) {
+  kv_error error;
+  kv_queue *queue = kvl_queue(kvl_state(L), &error);
+  if (!queue) return kvl_fail(L, &error);
+  kv_queue_poke(queue);
+  return 0;
+}
+
 /* next() -> tag, results...; nothing when no reply is there */
 static int core_next(lua_State *L) {
   struct kvl_state *state = kvl_state(L);
@@ -203,6 +212,7 @@ static int core_capabilities(lua_State *L) {
 
 static const luaL_Reg core_functions[] = {
     {"renew", core_renew},       {"fd", core_fd},
+    {"poke", core_poke},
     {"next", core_next},         {"wait", core_wait},
     {"cancel", core_cancel},     {"pending", core_pending},
     {"register", core_register}, {"pending_flag", core_pending_flag},

@@ -10,6 +10,7 @@
 local codec = require("kv.codec")
 local core = require("kv.core")
 local drivers = require("kv.drivers")
+local hosts = require("kv.host")
 local options = require("kv.options")
 local scheduler = require("kv.scheduler")
 local store = require("kv.store")
@@ -113,10 +114,8 @@ function kv.use(loop, extra)
     return true
   end
   if type(loop) ~= "string" then error(("kv.use: a name or a table is needed, got %s"):format(type(loop)), 2) end
-  local ok, hooks = pcall(require, "kv.host." .. loop)
-  if not ok then
-    return nil, ('kv.use: the event loop "%s" is not there in this version'):format(loop), "unsupported"
-  end
+  local hooks, message = hosts.named(loop)
+  if not hooks then return nil, "kv.use: " .. message, "unsupported" end
   scheduler.set_host(hooks)
   return true
 end

@@ -16,6 +16,7 @@
 -- Tasks are resumed by the loop only, never from inside another one. A host's event loop is a table of hooks, see
 -- set_host().
 local core = require("kv.core")
+local hosts = require("kv.host")
 local Timers = require("kv.timers")
 
 local unpack = table.unpack or unpack -- luacheck: ignore 143
@@ -44,11 +45,14 @@ local ready, first, last = {}, 1, 0                 -- FIFO of tasks
 local tasks = {}                                    -- all that are not done -> true
 local alive = 0                                     -- how many these are
 local outside = 0                                   -- tasks that only the core can wake
+local followers = setmetatable({}, {__mode = "k"})  -- mirrors that call back
+local bridged = setmetatable({}, {__mode = "k"})    -- coroutine of kv.pcall in a host's coroutine on 5.1 -> that one
 local failures = {}                                 -- errors that nobody has joined yet
 local current                                       -- the task that runs now
 local looping = false                               -- kv.run or kv.step is at work
 local in_run = false                                -- kv.run is
 local host                                          -- hooks of a host's loop, or nil
+local recognised = true                             -- false: the program chose, do not look for a loop
 local raised                                        -- what a callback raised outside of a loop
 
 --- Can a coroutine yield across pcall here? Not in PUC Lua 5.1.
@@ -70,10 +74,12 @@ local function current_task()
 end
 scheduler.current_task = current_task
 
+-- Where a loop of the host's calls kv.step(), its descriptor must tell of tasks that became ready outside of it.
 local function make_ready(task, ...)
   if select("#", ...) > 0 then task.results = pack(...) end
   last = last + 1
   ready[last] = task
+  if host and not looping then core.poke() end
 end
 
 local function new_task(fn, ...)
@@ -207,9 +213,21 @@ function scheduler.fail(problem)
   end
 end
 
+-- May the caller, who is no task, wait in a host's loop? A loop that the module knows is found when somebody waits in
+-- it.
+local function in_host()
+  if bridged[running() or 1] then return true end
+  if host then return host.current() end
+  if not recognised then return false end
+  local hooks = hosts.find()
+  if not hooks then return false end
+  host = hooks
+  return true
+end
+
 --- Would a wait of the caller yield, so that others go on?
 function scheduler.may_yield()
-  return current_task() ~= nil or (host ~= nil and host.current() == true)
+  return current_task() ~= nil or in_host() == true
 end
 
 --- Tell `watcher:_ready(direct)` whenever the watch with this tag has something. Held weakly.
@@ -279,7 +297,7 @@ function scheduler.await(tag, id)
     end
     return yield(TOKEN)
   end
-  if host and host.current() then return await_in_host(tag, id) end
+  if in_host() then return await_in_host(tag, id) end
   waiting[tag] = BLOCKED
   return blocked(tag, id, pcall(block_for, tag, next_reply()))
 end
@@ -367,7 +385,7 @@ function scheduler.park(waiter, deadline)
   if waiter.state then return waiter.state end
   local task = current_task()
   if task then return park_task(task, waiter, deadline) end
-  if host and host.current() then return park_in_host(waiter, deadline) end
+  if in_host() then return park_in_host(waiter, deadline) end
   return park_blocked(waiter, deadline)
 end
 
@@ -528,9 +546,24 @@ end
 -- @treturn kv.task
 function scheduler.spawn(fn, ...)
   need_function("spawn", fn)
-  if not in_run and not host then error("kv.spawn: nothing runs tasks here; call it inside kv.run", 2) end
+  if not in_run and not host and not in_host() then
+    error("kv.spawn: nothing runs tasks here; call it inside kv.run", 2)
+  end
   alive = alive + 1
-  return (new_task(fn, ...))
+  local task = new_task(fn, ...)
+  if not in_run and host.attend then host.attend() end
+  return task
+end
+
+--- Is there work for kv.step() beside what coroutines of a host wait for: tasks, and mirrors that call back?
+function scheduler.has_work()
+  return alive > 0 or next(followers) ~= nil
+end
+
+--- This mirror calls back from now on, or (false) no longer. Held weakly.
+function scheduler.follow(mirror, calls)
+  followers[mirror] = calls or nil
+  if calls and not in_run and in_host() and host.attend then host.attend() end
 end
 
 --- Wait. In a task others go on meanwhile; with 0 they get one turn.
@@ -610,6 +643,7 @@ local function call_in_coroutine(task, fn, ...)
   local co = create(function(...) return fn(...) end)
   local outer = task.co
   task.co = co
+  if task.in_host then bridged[co] = bridged[outer] or outer end
   return pass(task, outer, co, resume(co, ...))
 end
 
@@ -618,9 +652,17 @@ end
 -- @param ... its arguments
 -- @return true and what fn returned, or false and what it raised
 function scheduler.pcall(fn, ...)
-  local task = not scheduler.yields_across_pcall and current_task()
-  if not task then return pcall(fn, ...) end
-  return call_in_coroutine(task, fn, ...)
+  if scheduler.yields_across_pcall then return pcall(fn, ...) end
+  local task = current_task()
+  if task then return call_in_coroutine(task, fn, ...) end
+  if not in_host() then return pcall(fn, ...) end
+  return call_in_coroutine({co = running(), in_host = true}, fn, ...)
+end
+
+--- The coroutine of the host's loop that the caller runs in: not always the innermost one, see kv.pcall.
+function scheduler.host_coroutine()
+  local co = running()
+  return bridged[co] or co
 end
 
 -- ------------------------------------------------------------------ other loops
@@ -629,11 +671,15 @@ end
 --   current() -> true when the calling coroutine may wait by wait()
 --   wait(waiter, seconds or nil): suspend it until wake(waiter) is called, or the time is up; early returns are fine
 --   wake(waiter): let it go on; may be called from step()
--- Without them calls block, and tasks of kv.spawn are run by kv.step(). nil or false: no loop.
+--   attend(): there is work that nobody waits for, call kv.step() while scheduler.has_work()
+-- Without them calls block, and tasks of kv.spawn are run by kv.step(). nil or false: no loop. "find": the
+-- one that the caller of a function that waits runs in, as it is at the start.
 function scheduler.set_host(hooks)
+  recognised = hooks == "find"
+  if recognised then hooks = nil end
   if hooks then
     local function never() end
-    hooks = {current = hooks.current or never, wait = hooks.wait, wake = hooks.wake}
+    hooks = {current = hooks.current or never, wait = hooks.wait, wake = hooks.wake, attend = hooks.attend}
   end
   host = hooks
 end
