@@ -147,7 +147,7 @@ local function tasks(loop, t)
     end,
     function()
       results.locked = plain_assert(t.store:with_lock("room", {ttl = 5}, function(lock)
-        loop.sleep(0.01)
+        kv.sleep(0.01) -- on 5.1 the function runs in a coroutine of its own, which not every loop's own functions expect
         return lock:held()
       end))
     end,
@@ -229,7 +229,7 @@ function ground.describe(loop, name)
     case("runs tasks", tasks)
     case("feeds mirrors that call back", mirrors)
     case("blocks outside of it", blocking)
-    case("raises what a task raised that nobody joins", failing)
+    if not loop.errors_end_the_program then case("raises what a task raised that nobody joins", failing) end
   end)
 end
 

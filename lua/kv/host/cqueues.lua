@@ -1,8 +1,8 @@
 --- Waiting in cqueues.
 --
 -- Whoever waits sleeps on a condition of its own. One coroutine of each controller, the pump, polls the module's
--- descriptor and calls kv.step(), as long as somebody waits there or there is other work: a controller with nothing else
--- to do comes to its end.
+-- descriptor and calls kv.step(), as long as somebody waits there or there is other work: a controller with nothing
+-- else to do comes to its end.
 local condition = require("cqueues.condition")
 local core = require("kv.core")
 local cqueues = require("cqueues")
