@@ -20,6 +20,11 @@ function hosts.find()
   end
 end
 
+--- Have the loops that need it see what the program does from now on.
+function hosts.prepare()
+  if loaded.copas and not loaded["kv.host.copas"] then pcall(require, "kv.host.copas") end
+end
+
 local function is_known(name)
   for _, known in ipairs(LIBRARIES) do
     if known == name then return true end

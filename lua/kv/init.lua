@@ -75,6 +75,7 @@ function kv.open(url, opts, extra)
   local wrong = check_options(opts)
   if wrong then return nil, wrong, "invalid" end
   scheduler.check_fork()
+  hosts.prepare()
   local rest, ours = split_query(url)
   local found, message, code = codec.find(opts and opts.codec or ours.codec)
   if found == false then return nil, message, code end
@@ -119,5 +120,7 @@ function kv.use(loop, extra)
   scheduler.set_host(hooks)
   return true
 end
+
+hosts.prepare()
 
 return kv

@@ -147,7 +147,7 @@ local function tasks(loop, t)
     end,
     function()
       results.locked = plain_assert(t.store:with_lock("room", {ttl = 5}, function(lock)
-        kv.sleep(0.01) -- on 5.1 the function runs in a coroutine of its own, which not every loop's own functions expect
+        kv.sleep(0.01) -- not the loop's: on 5.1 the function runs in a coroutine of its own
         return lock:held()
       end))
     end,
