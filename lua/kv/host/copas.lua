@@ -6,9 +6,9 @@
 -- calls kv.step(), as long as somebody waits or there is other work.
 --
 -- copas.step, addthread and addserver are wrapped, once: to know whether a coroutine is run by copas, to wake up in
--- time for what the module wants to do next, and because copas closes what a handler waited for last, which otherwise would
--- be ours instead of its client. Before the wrapping took place (kv was loaded before copas, and nothing was opened
--- since) calls block.
+-- time for what the module wants to do next, and because copas closes what a handler waited for last, which otherwise
+-- would be ours instead of its client. Before the wrapping took place (kv was loaded before copas, and nothing was
+-- opened since) calls block.
 --
 -- What a task raised that nobody joins goes where copas has the errors of its threads go: it prints them.
 local copas = require("copas")
