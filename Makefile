@@ -110,6 +110,7 @@ MAKEFLAGS += --no-builtin-rules
 all: notes $(CORE_SO) $(PROCESS_SO) $(DRIVER_SO) $(LAUNCHER)
 
 notes:
+	@command -v '$(PKG_CONFIG)' >/dev/null || echo "kv: $(PKG_CONFIG) was not found, and nothing can be found without it" >&2
 	@$(if $(LUA_INCLUDE),:,echo "kv: lua.h of $(LUA) was not found; scripts/install-packages.sh build installs what is needed" >&2; exit 1)
 	@$(if $(LEFT_OUT),for name in $(LEFT_OUT); do echo "kv: backend $$name is left out: its source or library is missing" \
 	  "(see PACKAGES_$$name in the Makefile)"; done,:)
@@ -177,7 +178,7 @@ exec $(LUA_INTERPRETER) -e "package.path = [==[$$share/?.lua;$$share/?/init.lua;
 package.cpath = [==[$$lib/?.so;]==] .. package.cpath" "$$share/kv/cli.lua" "$$@"
 endef
 
-$(LAUNCHER): export TEXT = $(call launcher_text,$(CURDIR)/lua,$(CURDIR)/$(OUT))
+$(LAUNCHER): export TEXT = $(call launcher_text,$(CURDIR)/lua,$(abspath $(OUT)))
 $(LAUNCHER): Makefile
 	@mkdir -p $(@D)
 	@printf '%s\n' "$$TEXT" >$@ && chmod 755 $@
@@ -246,7 +247,7 @@ $(HOST): $(OBJ)/$(LUA)/spec/support/host.o
 demo:
 	@scripts/install-packages.sh build
 	@$(MAKE_ALL) all
-	@LUA_PATH='$(CURDIR)/lua/?.lua;$(CURDIR)/lua/?/init.lua;;' LUA_CPATH='$(CURDIR)/$(OUT)/?.so;;' \
+	@LUA_PATH='$(CURDIR)/lua/?.lua;$(CURDIR)/lua/?/init.lua;;' LUA_CPATH='$(abspath $(OUT))/?.so;;' \
 	  $(LUA_INTERPRETER) examples/demo.lua
 
 test:

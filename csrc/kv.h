@@ -259,8 +259,8 @@ KV_API kv_reply *kv_queue_next(kv_queue *queue);
 /* Is there probably a reply? Takes no lock and no system call; now and then it says so without cause. */
 KV_API bool kv_queue_pending(const kv_queue *queue);
 
-/* The byte that tells: true when something came since kv_queue_next() last looked for more. For languages that read memory faster
- * than they call. Valid while the queue is. */
+/* The byte that tells: true when something came since kv_queue_next() last looked for more. For languages that read
+ * memory faster than they call. Valid while the queue is. */
 KV_API const bool *kv_queue_flag(const kv_queue *queue);
 
 /* Wait until a reply is there, at most `seconds` (negative: for ever). Returns 1 there is one, 0 time is up,
@@ -310,7 +310,8 @@ enum kv_flags {
   KV_KEEP_ALIVE = 1 << 4,/* KV_PUT: the key lives as long as this store is open and reachable */
   KV_DIR = 1 << 5,       /* KV_PUT: make a directory (etcd v2; elsewhere ignored) */
   KV_PORTABLE = 1 << 6,  /* set by the store in portable mode */
-  KV_BELOW = 1 << 7,     /* set by the store for KV_DELETE_TREE of its root: what lies below only; the key of that name is another's */
+  /* set by the store for KV_DELETE_TREE of its root: what lies below only; the key of that name is another's */
+  KV_BELOW = 1 << 7,
   KV_DATED = 1 << 8      /* set by watches for KV_GET: the reply must tell the revision of the read, found or not */
 };
 
@@ -332,7 +333,8 @@ typedef struct kv_request {
   kv_slice key;           /* key, or directory for KV_LIST and KV_DELETE_TREE */
   kv_slice value;         /* KV_PUT */
   kv_condition condition; /* KV_PUT, KV_DELETE */
-  uint64_t revision;      /* KV_IF_REVISION: the expected one. KV_LIST: read at this revision, 0 for now (continuing a listing) */
+  /* KV_IF_REVISION: the expected one. KV_LIST: read at this revision, 0 for now (continuing a listing) */
+  uint64_t revision;
   double ttl;             /* KV_PUT: seconds to live, 0 for ever */
   kv_lease *lease;        /* KV_PUT: attach to this lease, or NULL */
   kv_slice after;         /* KV_LIST: only keys behind this one */
@@ -349,7 +351,8 @@ typedef struct kv_request {
 KV_API kv_code kv_submit(kv_store *store, kv_queue *queue, const kv_request *request, uint64_t tag,
                          uint64_t *id, kv_reply **reply, kv_error *error);
 
-/* Answer a request of this queue with KV_CANCELLED now, unless it is answered. What it began is cleaned up behind it. */
+/* Answer a request of this queue with KV_CANCELLED now, unless it is answered. What it began is cleaned up behind
+ * it. */
 KV_API void kv_cancel(kv_queue *queue, uint64_t id);
 
 KV_API kv_kind kv_reply_kind(const kv_reply *reply);
@@ -365,12 +368,13 @@ KV_API uint64_t kv_reply_created(const kv_reply *reply);
 KV_API bool kv_reply_found(const kv_reply *reply);
 /* KV_LIST: more pairs lie behind the last one of this page (go on with `after` and `revision`). */
 KV_API bool kv_reply_more(const kv_reply *reply);
-/* KV_TXN with KV_MODIFIED: index of the failing check among the transaction's checks, or -1 where the backend does not tell. */
+/* KV_TXN with KV_MODIFIED: index of the failing check among the transaction's checks, or -1 where the backend does not
+ * tell. */
 KV_API int kv_reply_failed_check(const kv_reply *reply);
 /* Bytes held by the reply's pairs. */
 KV_API size_t kv_reply_bytes(const kv_reply *reply);
-/* Take the next pair; false when there is none left. KV_TXN has one for each put, in their order, without its value. Slices are
- * valid while the reply is. */
+/* Take the next pair; false when there is none left. KV_TXN has one for each put, in their order, without its value.
+ * Slices are valid while the reply is. */
 KV_API bool kv_reply_pair(kv_reply *reply, kv_pair *pair);
 KV_API void kv_reply_free(kv_reply *reply);
 
@@ -418,8 +422,8 @@ typedef struct kv_event {
 } kv_event;
 
 /*
- * Watch a key or a directory. A KV_WATCH_READY reply carrying `tag` appears in `queue` when there is something to look at
- * (events, synchronisation, an end); at most one is there at a time, and it may come without cause.
+ * Watch a key or a directory. A KV_WATCH_READY reply carrying `tag` appears in `queue` when there is something to look
+ * at (events, synchronisation, an end); at most one is there at a time, and it may come without cause.
  */
 KV_API kv_code kv_watch_open(kv_store *store, kv_queue *queue, const kv_watch_options *options, uint64_t tag,
                              kv_watch **watch, kv_error *error);
@@ -443,8 +447,8 @@ KV_API void kv_watch_free(kv_watch *watch);
 /* ------------------------------------------------------------------ leases */
 
 /*
- * One heartbeat for many keys. kv_lease_open() makes the handle and asks the server; the KV_LEASE_OPEN reply tells whether it
- * is alive. It is renewed by the reactor until it is closed or lost, even when the handle was freed.
+ * One heartbeat for many keys. kv_lease_open() makes the handle and asks the server; the KV_LEASE_OPEN reply tells
+ * whether it is alive. It is renewed by the reactor until it is closed or lost, even when the handle was freed.
  */
 KV_API kv_code kv_lease_open(kv_store *store, kv_queue *queue, double ttl, double timeout, uint64_t tag,
                              uint64_t *id, kv_lease **lease, kv_error *error);
@@ -463,7 +467,13 @@ KV_API void kv_lease_free(kv_lease *lease);
 
 /* ------------------------------------------------------------------ locks */
 
-typedef enum kv_lock_state { KV_LOCK_FREE, KV_LOCK_WAITING, KV_LOCK_HOLDING, KV_LOCK_SUSPENDED, KV_LOCK_LOST } kv_lock_state;
+typedef enum kv_lock_state {
+  KV_LOCK_FREE,
+  KV_LOCK_WAITING,
+  KV_LOCK_HOLDING,
+  KV_LOCK_SUSPENDED,
+  KV_LOCK_LOST
+} kv_lock_state;
 
 typedef struct kv_lock_options {
   kv_slice name;    /* as a key */
@@ -476,16 +486,20 @@ typedef struct kv_lock_options {
 KV_API kv_lock *kv_lock_new(kv_store *store, const kv_lock_options *options, kv_error *error);
 
 /*
- * Get in line. `timeout`: negative waits for ever, 0 tries once. The KV_LOCK_ACQUIRE reply says KV_OK (held; its revision
- * is the token) or why not (KV_TIMEOUT, ...); KV_HELD is answered when the handle already holds or waits.
+ * Get in line. `timeout`: negative waits for ever, 0 tries once. The KV_LOCK_ACQUIRE reply says KV_OK (held; its
+ * revision is the token) or why not (KV_TIMEOUT, ...); KV_HELD is answered when the handle already holds or waits.
  */
-KV_API kv_code kv_lock_acquire(kv_lock *lock, kv_queue *queue, double timeout, uint64_t tag, uint64_t *id, kv_error *error);
+KV_API kv_code kv_lock_acquire(kv_lock *lock, kv_queue *queue, double timeout, uint64_t tag, uint64_t *id,
+                               kv_error *error);
 /* Let go. Reply KV_LOCK_RELEASE: KV_OK, KV_NOT_HELD or KV_LOST; a successor's lock is never touched. */
-KV_API kv_code kv_lock_release(kv_lock *lock, kv_queue *queue, double timeout, uint64_t tag, uint64_t *id, kv_error *error);
+KV_API kv_code kv_lock_release(kv_lock *lock, kv_queue *queue, double timeout, uint64_t tag, uint64_t *id,
+                               kv_error *error);
 /* Reply KV_LOCK_WAIT_LOST: KV_OK when it was lost (the message is the reason), KV_NOT_HELD, KV_TIMEOUT. */
-KV_API kv_code kv_lock_wait_lost(kv_lock *lock, kv_queue *queue, double timeout, uint64_t tag, uint64_t *id, kv_error *error);
+KV_API kv_code kv_lock_wait_lost(kv_lock *lock, kv_queue *queue, double timeout, uint64_t tag, uint64_t *id,
+                                 kv_error *error);
 /* Who holds it: reply KV_QUEUE_HEAD with one pair (value, and the token as revision), or none. */
-KV_API kv_code kv_lock_holder(kv_lock *lock, kv_queue *queue, double timeout, uint64_t tag, uint64_t *id, kv_error *error);
+KV_API kv_code kv_lock_holder(kv_lock *lock, kv_queue *queue, double timeout, uint64_t tag, uint64_t *id,
+                              kv_error *error);
 /* Compared with the local deadline at every call; no I/O. */
 KV_API bool kv_lock_held(const kv_lock *lock);
 KV_API kv_lock_state kv_lock_get_state(const kv_lock *lock);

@@ -9,7 +9,7 @@
  *   op.c                                             the life of an operation: start, retry, deadline, cancel, answer
  *   backend.c store.c driver_table.c                 open backends, views of them, registered drivers, struct kv_host
  *   watch.c delivered.c                              watches: list, stream, difference, bounded event queue
- *   ../recipes/                                      lock, lease, expiry: built on steps (below), written once for all drivers
+ *   ../recipes/                                      lock, lease, expiry: built on steps (below), for all drivers
  */
 #ifndef KV_CORE_H
 #define KV_CORE_H
@@ -51,8 +51,8 @@ struct kv_options {
   unsigned set;            /* bit i: the i-th option of the table in options.c was given */
 };
 
-/* Make *config (all strings owned by it) and the canonical prefix (KV_KEY_MAX bytes at `prefix`) from a URL and options (or
- * NULL); options win over the query part. The scheme must be known: KV_UNSUPPORTED otherwise. */
+/* Make *config (all strings owned by it) and the canonical prefix (KV_KEY_MAX bytes at `prefix`) from a URL and options
+ * (or NULL); options win over the query part. The scheme must be known: KV_UNSUPPORTED otherwise. */
 kv_code kv_config_make(const char *url, const kv_options *options, struct kv_config *config, char *prefix,
                        size_t *prefix_size, kv_error *error);
 void kv_config_clear(struct kv_config *config);
@@ -92,7 +92,9 @@ bool kv_key_is_own(kv_slice key);
 /* As kv_key_canonical(), where messages call it something else than "key" ("prefix", "lock name"). */
 kv_code kv_key_make(const char *noun, kv_slice key, bool root_allowed, char *out, size_t *size, kv_error *error);
 
-/* ------------------------------------------------------------------ reactor.c: as in struct kv_host, where the manual is */
+/* ------------------------------------------------------------------ reactor.c */
+
+/* As in struct kv_host, where the manual is. */
 
 int64_t kv_now(void);
 void kv_io_set(struct kv_io *io, unsigned events);
@@ -106,8 +108,9 @@ bool kv_on_reactor(void);
 /* Keep the reactor running: started by the first reference (KV_FAILED when no thread can be had), ended by the last. */
 kv_code kv_reactor_retain(kv_error *error);
 void kv_reactor_release(void);
-/* Loans (reactor.c): run the reactor in the caller's thread while waiting(argument) is true and it comes soon. 1: waiting() is
- * false now; 0: do without (not lent, or it takes long); -1: a signal came. Any thread but the reactor's. */
+/* Loans (reactor.c): run the reactor in the caller's thread while waiting(argument) is true and it comes soon. 1:
+ * waiting() is false now; 0: do without (not lent, or it takes long); -1: a signal came. Any thread but the
+ * reactor's. */
 int kv_reactor_run_while(bool (*waiting)(void *argument), void *argument, int64_t deadline);
 void kv_reactor_answered(const void *whom); /* `argument` of somebody got what he waits for [any thread] */
 void kv_reactor_waited(void);  /* this thread has just got an answer that it waited for */
@@ -169,13 +172,15 @@ struct kv_store {
 
 void kv_backend_retain(struct kv_backend *backend);
 void kv_backend_release(struct kv_backend *backend); /* the last one frees it; any thread */
-/* Join the store's prefix and a user's key into `out` (KV_KEY_MAX), checking all rules; KV_CLOSED for a closed or inherited store. */
+/* Join the store's prefix and a user's key into `out` (KV_KEY_MAX), checking all rules; KV_CLOSED for a closed or
+ * inherited store. */
 kv_code kv_store_key(const kv_store *store, const char *what, kv_slice key, bool root_allowed, char *out, size_t *size,
                      kv_error *error);
 /* The same for a prefix on its own. */
 kv_code kv_key_join(const char *prefix, size_t prefix_size, kv_slice key, bool root_allowed, char *out, size_t *size,
                     kv_error *error);
-/* KV_CLOSED when the store was closed or belongs to the parent process; starts the backend (reactor reference) at first use. */
+/* KV_CLOSED when the store was closed or belongs to the parent process; starts the backend (reactor reference) at first
+ * use. */
 kv_code kv_store_ready(kv_store *store, kv_error *error);
 
 enum kv_counter {
@@ -188,10 +193,11 @@ void kv_count(struct kv_backend *backend, enum kv_counter counter, int64_t by);
 /* ------------------------------------------------------------------ operations of the core's own: steps */
 
 /*
- * A request that a recipe or a watch makes, embedded in its machine. Fill the request fields, then kv_step_start() on the reactor
- * thread. done() comes exactly once, on the reactor thread, never inside kv_step_start(). Until then everything that the
- * step points to (lease, place, key...) must stay valid: also after kv_step_cancel(), which only makes done() come soon (with
- * KV_CANCELLED unless the driver finished before). Retries on definite and idempotent failures are made until the deadline.
+ * A request that a recipe or a watch makes, embedded in its machine. Fill the request fields, then kv_step_start() on
+ * the reactor thread. done() comes exactly once, on the reactor thread, never inside kv_step_start(). Until then
+ * everything that the step points to (lease, place, key...) must stay valid: also after kv_step_cancel(), which only
+ * makes done() come soon (with KV_CANCELLED unless the driver finished before). Retries on definite and idempotent
+ * failures are made until the deadline.
  */
 struct kv_step {
   kv_kind kind;
@@ -205,7 +211,8 @@ struct kv_step {
   int64_t deadline;  /* KV_NEVER: none */
   void (*done)(struct kv_step *step, kv_code code, const char *message, struct kv_result *result);
   void *data;
-  unsigned attempts; /* set before done(): how often a driver was asked. More than once: a first try may have been applied */
+  /* set before done(): how often a driver was asked. More than once: a first try may have been applied */
+  unsigned attempts;
   struct kv_core_op *op; /* in flight, else NULL; the core's */
   struct kv_task task;   /* the core's */
 };
@@ -215,8 +222,8 @@ void kv_step_cancel(struct kv_step *step); /* harmless when not in flight */
 /* ------------------------------------------------------------------ requests that recipes answer */
 
 /*
- * A recipe answers some user requests itself (KV_LOCK_ACQUIRE...). It gets each as a kv_op under the same rules as a driver: start(),
- * perhaps cancel(), and one kv_op_finish(). `subject` is the machine it is about.
+ * A recipe answers some user requests itself (KV_LOCK_ACQUIRE...). It gets each as a kv_op under the same rules as a
+ * driver: start(), perhaps cancel(), and one kv_op_finish(). `subject` is the machine it is about.
  */
 struct kv_recipe {
   void (*start)(struct kv_op *op, void *subject);  /* reactor thread */
@@ -233,13 +240,13 @@ bool kv_op_pair(struct kv_op *op, kv_slice key, kv_slice value, uint64_t revisio
 /* What the core asks of recipes/, all on the reactor thread. */
 /* A put with ttl succeeded and the server may be late: delete the key at `at` if its revision is still `revision`. */
 void kv_expiry_schedule(struct kv_backend *backend, kv_slice key, uint64_t revision, int64_t at);
-/* The backend closes: let go of locks, leases (the session too) and expiries as far as the server answers, KV_CLOSE_GRACE at most; give all
- * waiting requests back with KV_CLOSED; then call done(backend) once. */
+/* The backend closes: let go of locks, leases (the session too) and expiries as far as the server answers,
+ * KV_CLOSE_GRACE at most; give all waiting requests back with KV_CLOSED; then call done(backend) once. */
 #define KV_CLOSE_GRACE (1 * KV_SECOND)
 void kv_recipes_close(struct kv_backend *backend, void (*done)(struct kv_backend *backend));
 void kv_recipes_free(struct kv_backend *backend);
-/* The store's own lease for KV_KEEP_ALIVE, made when first asked for; ready() comes once, perhaps at once. lease is NULL on failure and
- * otherwise counted for the waiter: kv_lease_reference_release(). */
+/* The store's own lease for KV_KEEP_ALIVE, made when first asked for; ready() comes once, perhaps at once. lease is
+ * NULL on failure and otherwise counted for the waiter: kv_lease_reference_release(). */
 struct kv_session_wait {
   void (*ready)(struct kv_session_wait *wait, struct kv_lease_ref *lease, kv_code code, const char *message);
   void *data;
@@ -247,11 +254,13 @@ struct kv_session_wait {
 };
 void kv_session_get(struct kv_backend *backend, struct kv_session_wait *wait);
 void kv_session_forget(struct kv_backend *backend, struct kv_session_wait *wait); /* ready() will not come */
-void kv_session_lost(struct kv_backend *backend, const struct kv_lease_ref *lease); /* the server does not know it: make another one */
+/* the server does not know it: make another one */
+void kv_session_lost(struct kv_backend *backend, const struct kv_lease_ref *lease);
 
 /* Of public handles, for requests that name them. */
 struct kv_lease_ref *kv_lease_reference(kv_lease *lease);          /* NULL when not alive */
-/* Copy the place of a lock that is held now (name, id, token, ticket); the strings stay valid until kv_place_release(). */
+/* Copy the place of a lock that is held now (name, id, token, ticket); the strings stay valid until
+ * kv_place_release(). */
 const struct kv_place *kv_lock_place(kv_lock *lock);               /* NULL when not held; counted */
 void kv_place_release(const struct kv_place *place);
 void kv_lease_reference_release(struct kv_lease_ref *lease);       /* any thread; pairs with kv_lease_reference() */

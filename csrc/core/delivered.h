@@ -1,6 +1,6 @@
 /*
- * delivered.h - what a watch has delivered: for each key that exists in its consumer's eyes, the revision (and on request the
- * value) that he was told last. Compared with a listing it gives the difference to send.
+ * delivered.h - what a watch has delivered: for each key that exists in its consumer's eyes, the revision (and on
+ * request the value) that he was told last. Compared with a listing it gives the difference to send.
  */
 #ifndef KV_DELIVERED_H
 #define KV_DELIVERED_H

@@ -2,8 +2,8 @@
  * op.c - the life of an operation: begin, try, try again, answer. See op.h for the two ways through, and
  * driver.h for what a driver sees of it.
  *
- * Answering and finishing are two things. The waiter is answered once, by whoever is first of: the driver, the deadline, a
- * cancel, a close. The op itself lives until the driver has finished it.
+ * Answering and finishing are two things. The waiter is answered once, by whoever is first of: the driver, the
+ * deadline, a cancel, a close. The op itself lives until the driver has finished it.
  */
 #include "op.h"
 
@@ -383,7 +383,8 @@ static void schedule_expiry(struct kv_core_op *op) {
     kv_expiry_schedule(op->backend, pub->key, pub->result.revision, kv_deadline(kv_now(), pub->ttl));
   for (size_t i = 0; i < pub->part_count; i++)
     if (pub->parts[i].ttl > 0)
-      kv_expiry_schedule(op->backend, pub->parts[i].key, pub->result.revision, kv_deadline(kv_now(), pub->parts[i].ttl));
+      kv_expiry_schedule(op->backend, pub->parts[i].key, pub->result.revision,
+                         kv_deadline(kv_now(), pub->parts[i].ttl));
 }
 
 /* The session ended on the server, unknown to us: nothing was written, and another session will do. */
@@ -500,8 +501,8 @@ static void direct_give_up(struct kv_core_op *op, kv_code code, const char *caus
 }
 
 /* Pin the next op that `matches`, or NULL. backend->lock is taken inside. */
-static struct kv_core_op *direct_pin(struct kv_backend *backend, bool (*matches)(const struct kv_core_op *, const void *),
-                                     const void *argument) {
+static struct kv_core_op *direct_pin(struct kv_backend *backend,
+                                     bool (*matches)(const struct kv_core_op *, const void *), const void *argument) {
   pthread_mutex_lock(&backend->lock);
   struct kv_core_op *op = backend->direct;
   while (op && (op->answered || op->pinned || !matches(op, argument))) op = op->next;

@@ -3,8 +3,8 @@
  *
  * Two ways through the core:
  *   - on the reactor: submitted by kv_post(), retried, timed and cancelled there. Steps and recipe requests too.
- *   - direct (drivers with KV_CAN_ANY_THREAD): started in the caller's thread, finished on any; backend->lock guards who
- *     answers. The reactor only scans deadlines.
+ *   - direct (drivers with KV_CAN_ANY_THREAD): started in the caller's thread, finished on any; backend->lock guards
+ *     who answers. The reactor only scans deadlines.
  */
 #ifndef KV_OP_H
 #define KV_OP_H
@@ -30,7 +30,8 @@ struct kv_core_op {
   const struct kv_recipe *recipe;
   void *subject;
 
-  struct kv_core_op *next, **link; /* in backend->ops (reactor) or backend->direct (backend->lock); link NULL: not in it */
+  /* in backend->ops (reactor) or backend->direct (backend->lock); link NULL: not in it */
+  struct kv_core_op *next, **link;
   struct kv_timer deadline_timer, retry_timer;
   struct kv_task task;             /* to the reactor: begin, or deliver */
   struct kv_session_wait session;

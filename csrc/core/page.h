@@ -16,8 +16,9 @@ bool kv_page_next(const struct kv_page *page, size_t *offset, kv_pair *pair);
 void kv_page_trim(struct kv_page *page);
 size_t kv_page_bytes(const struct kv_page *page);
 size_t kv_page_count(const struct kv_page *page);
-/* Sort by key; of pairs with the same key (a key that is a directory too) the one that is no mere directory stays. Keep those behind `after`, and
- * `limit` at most (0: all); *more tells whether some were cut. False: out of memory, page as before. */
+/* Sort by key; of pairs with the same key (a key that is a directory too) the one that is no mere directory stays. Keep
+ * those behind `after`, and `limit` at most (0: all); *more tells whether some were cut. False: out of memory, page as
+ * before. */
 bool kv_page_arrange(struct kv_page **page, kv_slice after, uint32_t limit, bool *more);
 
 int kv_slice_compare(kv_slice a, kv_slice b); /* by bytes, a shorter one first */

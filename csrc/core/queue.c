@@ -286,8 +286,8 @@ static bool attend_no_more(kv_queue *queue) {
   return something;
 }
 
-/* Run the reactor ourselves if it is lent: answers then come without a switch of threads. 1: there is something to take, 0: wait in
- * the common way, -1: a signal came. */
+/* Run the reactor ourselves if it is lent: answers then come without a switch of threads. 1: there is something to
+ * take, 0: wait in the common way, -1: a signal came. */
 static int wait_as_reactor(kv_queue *queue, int64_t deadline) {
   if (!attend(queue)) return 0;
   int result = kv_reactor_run_while(is_empty, queue, deadline);

@@ -4,16 +4,16 @@
  * A turn: wait for descriptors, a posted task or a timer; run what is ready; run what was deferred; hand gathered
  * replies to their queues. Everything but kv_post(), kv_clock() and the references may be called on that thread only.
  *
- * The thread starts with the first reference and ends with the last. The last release may come from the thread itself, so
- * nobody joins it: it is detached and frees its own struct. A child after fork() starts with no reactor: what it inherited
- * belongs to a thread that does not exist there, and is left alone.
+ * The thread starts with the first reference and ends with the last. The last release may come from the thread itself,
+ * so nobody joins it: it is detached and frees its own struct. A child after fork() starts with no reactor: what it
+ * inherited belongs to a thread that does not exist there, and is left alone.
  *
- * Loans. A caller who does nothing but wait for one answer after the other would pay two thread switches for each. So the
- * thread lends the reactor to him: he runs the turns himself, inside of kv_queue_wait(), and nobody else does meanwhile. Who
- * has it says `owner`; it changes under the lock, so all that the reactor owns is seen by whoever comes next. After an
- * answer the reactor lies IDLE for the next question, which usually comes within microseconds; the thread looks
- * every LOAN_CHECK whether it still does, and takes the reactor back when not. A wait that gets long gives it back by itself, so
- * an idle process has no wake-ups of this.
+ * Loans. A caller who does nothing but wait for one answer after the other would pay two thread switches for each. So
+ * the thread lends the reactor to him: he runs the turns himself, inside of kv_queue_wait(), and nobody else does
+ * meanwhile. Who has it says `owner`; it changes under the lock, so all that the reactor owns is seen by whoever comes
+ * next. After an answer the reactor lies IDLE for the next question, which usually comes within microseconds; the
+ * thread looks every LOAN_CHECK whether it still does, and takes the reactor back when not. A wait that gets long gives
+ * it back by itself, so an idle process has no wake-ups of this.
  */
 #include "queue.h"
 #include "poller.h"
@@ -342,7 +342,8 @@ static bool start_thread(struct reactor *reactor) {
   return failed == 0;
 }
 
-/* In a child after fork: the parent's reactor and references are not ours, nor is its part in it of the thread that forked. */
+/* In a child after fork: the parent's reactor and references are not ours, nor is its part in it of the thread that
+ * forked. */
 __attribute__((no_sanitize("thread"))) /* which does not know that no other thread is left */
 void kv_reactor_forget_parent(void) {
   guard = (pthread_mutex_t)PTHREAD_MUTEX_INITIALIZER;

@@ -257,7 +257,8 @@ static kv_code check_write(const kv_store *store, const kv_request *request, kv_
                    request->value.size, limit);
   int lives = (request->ttl > 0) + (request->lease != NULL) + ((request->flags & KV_KEEP_ALIVE) != 0);
   if (lives > 1) return kv_fail(error, KV_INVALID, "put: only one of ttl, lease and keep_alive");
-  if (!(request->ttl >= 0) || isinf(request->ttl)) return kv_fail(error, KV_INVALID, "put: ttl is no number of seconds");
+  if (!(request->ttl >= 0) || isinf(request->ttl))
+    return kv_fail(error, KV_INVALID, "put: ttl is no number of seconds");
   return KV_OK;
 }
 
@@ -302,7 +303,8 @@ static void set_slices(struct kv_core_op *op, const struct draft *draft, const c
   op->name = (kv_slice){key + draft->name_offset, draft->key_size - draft->name_offset};
 }
 
-/* Local reads: the answer at once, without an op of its own on the heap. KV_UNAVAILABLE: it takes an operation after all. */
+/* Local reads: the answer at once, without an op of its own on the heap. KV_UNAVAILABLE: it takes an operation after
+ * all. */
 static kv_code read_now(kv_store *store, const kv_request *request, const struct draft *draft, uint64_t tag,
                         kv_reply **reply, kv_error *error) {
   struct kv_backend *backend = store->backend;
@@ -343,9 +345,9 @@ static struct kv_core_op *build(kv_store *store, const kv_request *request, cons
                                 kv_error *error) {
   size_t parts = request->kind == KV_TXN ? request->txn->count * sizeof(struct kv_part) : 0;
   size_t value_size = request->kind == KV_PUT ? request->value.size : 0;
+  size_t size = parts + draft->key_size + draft->after_size + value_size + 1;
   char *room = NULL;
-  struct kv_core_op *op =
-      kv_core_op_new(store->backend, request->kind, parts + draft->key_size + draft->after_size + value_size + 1, &room);
+  struct kv_core_op *op = kv_core_op_new(store->backend, request->kind, size, &room);
   if (!op || !(op->reply = calloc(1, sizeof *op->reply))) {
     if (op) kv_core_op_free(op);
     kv_fail(error, KV_FAILED, "out of memory");

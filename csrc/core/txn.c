@@ -75,7 +75,8 @@ static bool is_below(kv_slice key, kv_slice above) {
   return key.size > above.size && key.data[above.size] == '/' && memcmp(key.data, above.data, above.size) == 0;
 }
 
-/* Portable mode: of two keys that are put none may be the other's directory. What is there before is the driver's to look at. */
+/* Portable mode: of two keys that are put none may be the other's directory. What is there before is the driver's to
+ * look at. */
 static kv_code refuse_nested(const kv_txn *txn, kv_slice key, kv_error *error) {
   if (!txn->backend->config.portable) return KV_OK;
   for (size_t i = txn->checks; i < txn->count; i++) {
@@ -83,8 +84,9 @@ static kv_code refuse_nested(const kv_txn *txn, kv_slice key, kv_error *error) {
     if (part->type != KV_PART_PUT) continue;
     bool above = is_below(part->key, key);
     if (!above && !is_below(key, part->key)) continue;
-    return kv_fail(error, above ? KV_IS_DIR : KV_NOT_DIR, "transaction: it puts key \"%.*s\" too, %s \"%.*s\" (portable mode)",
-                   (int)part->key.size, part->key.data, above ? "below" : "above", (int)key.size, key.data);
+    return kv_fail(error, above ? KV_IS_DIR : KV_NOT_DIR,
+                   "transaction: it puts key \"%.*s\" too, %s \"%.*s\" (portable mode)", (int)part->key.size,
+                   part->key.data, above ? "below" : "above", (int)key.size, key.data);
   }
   return KV_OK;
 }
@@ -109,8 +111,9 @@ static kv_code fill(kv_txn *txn, struct kv_part *part, kv_slice key, kv_slice va
   if (txn->fork_count != kv_fork_count()) return kv_fail(error, KV_CLOSED, "transaction: opened by the parent process");
   kv_code code = room_for_one(txn, error);
   kv_error cause;
-  if (code == KV_OK && (code = kv_key_join(txn->prefix, txn->prefix_size, key, false, canonical, &size, &cause)) != KV_OK)
-    return kv_fail(error, code, "transaction: %s", cause.message);
+  if (code != KV_OK) return code;
+  code = kv_key_join(txn->prefix, txn->prefix_size, key, false, canonical, &size, &cause);
+  if (code != KV_OK) return kv_fail(error, code, "transaction: %s", cause.message);
   kv_slice full = {canonical, size};
   if (code == KV_OK) code = refuse_twice(txn, is_check(part->type), full, error);
   if (code == KV_OK && part->type == KV_PART_PUT) code = refuse_nested(txn, full, error);

@@ -7,15 +7,15 @@
  *   STREAMING  the driver feeds changes behind `position`
  *   PAUSED     a new attempt waits for its time, or for a consumer who must take events first
  *   ENDED      final
- * Compaction, cleared history, a store that went back in time, a consumer who was too slow: all of them lead to LISTING.
- * A lost stream leads to PAUSED and on to STREAMING behind `position`.
+ * Compaction, cleared history, a store that went back in time, a consumer who was too slow: all of them lead to
+ * LISTING. A lost stream leads to PAUSED and on to STREAMING behind `position`.
  *
- * A watch that resumes behind a revision lists first what is there now (`base_revision`), without telling. Until it has caught up
- * with that, no listing could heal it: a key that went between the two is in neither. So a slow consumer makes it wait instead of
- * dropping the queue, and a history that is cut ends it.
+ * A watch that resumes behind a revision lists first what is there now (`base_revision`), without telling. Until it has
+ * caught up with that, no listing could heal it: a key that went between the two is in neither. So a slow consumer
+ * makes it wait instead of dropping the queue, and a history that is cut ends it.
  *
- * `delivered` is the reactor's alone. It counts an event as delivered when it is queued; should the queue be dropped, each of
- * its events is taken back, newest first, so that the next listing sends what the consumer really missed.
+ * `delivered` is the reactor's alone. It counts an event as delivered when it is queued; should the queue be dropped,
+ * each of its events is taken back, newest first, so that the next listing sends what the consumer really missed.
  */
 #include "watch.h"
 
@@ -30,8 +30,8 @@
 #include "queue.h"
 
 #define QUEUE_MAX ((size_t)8 << 20)      /* bytes of events that a slow consumer may leave lying */
-#define PAGES_MAX 64                     /* asked for at a time by all watches of a backend: ten thousand may begin at once */
 #define LISTING_MAX (QUEUE_MAX / 4)      /* a listing waits while more than this lies there */
+#define PAGES_MAX 64                     /* asked for at a time by all watches: ten thousand may begin at once */
 
 enum state { LISTING, STREAMING, PAUSED, ENDED };
 
@@ -146,7 +146,8 @@ static void end(struct kv_watch *watch, kv_code code, const char *message) {
   kv_slice key = watch->feed.key;
   size_t strip = watch->strip < key.size ? watch->strip : key.size;
   snprintf(text, sizeof text, "%s \"%.*s\" on %s: %s", watch->feed.tree ? "watch_tree" : "watch",
-           key.size - strip > 160 ? 160 : (int)(key.size - strip), key.data + strip, watch->feed.backend->label, message);
+           key.size - strip > 160 ? 160 : (int)(key.size - strip), key.data + strip, watch->feed.backend->label,
+           message);
   pthread_mutex_lock(&watch->lock);
   watch->ended = true;
   watch->end_code = code;
@@ -660,7 +661,8 @@ void kv_watches_close_view(struct kv_backend *backend, uint64_t view) {
 
 static kv_code check(kv_store *store, const kv_watch_options *options, char *key, size_t *size, kv_error *error) {
   uint32_t can = store->backend->driver->capabilities;
-  kv_code code = kv_store_key(store, options->tree ? "watch_tree" : "watch", options->key, options->tree, key, size, error);
+  const char *what = options->tree ? "watch_tree" : "watch";
+  kv_code code = kv_store_key(store, what, options->key, options->tree, key, size, error);
   if (code == KV_OK && !(can & KV_CAN_WATCH))
     code = kv_fail(error, KV_UNSUPPORTED, "watch on %s: this backend has no watches", store->label);
   if (code == KV_OK && options->resume && !(can & KV_CAN_RESUME))

@@ -11,27 +11,31 @@
  *
  * The life of an operation
  *   core: start(op) -> driver works -> driver: host->finish(op, ...) exactly once.
- *   - The driver sets op->sent right before the first byte of a write may leave the process. It decides what a deadline, a
- *     cancel or a close answers: a write with `sent` answers KV_UNKNOWN.
- *   - When the deadline passes, or the op is cancelled, the core answers the waiter itself and calls cancel(op). The driver still owes
- *     its one finish() (at once, inside cancel(), or later), with whatever code; it is dropped. Until then `op` is valid.
- *   - finish(op, KV_UNAVAILABLE): certainly not applied. The core starts the op again after a back-off until its deadline.
+ *   - The driver sets op->sent right before the first byte of a write may leave the process. It decides what a
+ *     deadline, a cancel or a close answers: a write with `sent` answers KV_UNKNOWN.
+ *   - When the deadline passes, or the op is cancelled, the core answers the waiter itself and calls cancel(op). The
+ *     driver still owes its one finish() (at once, inside cancel(), or later), with whatever code; it is dropped. Until
+ *     then `op` is valid.
+ *   - finish(op, KV_UNAVAILABLE): certainly not applied. The core starts the op again after a back-off until its
+ *     deadline.
  *   - finish(op, KV_UNKNOWN): may have been applied. The core starts reads and steps that are idempotent by
  *     construction again; anything else is answered with KV_UNKNOWN.
  *   - every other code is final.
  *   `start` never reports failure by other means than finish(), which it may call before it returns.
  *
- * Keys are canonical, include the store's prefix, and have no leading slash; "" is the root. The driver maps
- * them to its own names, and gives them back in the same form to host->pair() and host->feed_event(), which drop what is not
+ * Keys are canonical, include the store's prefix, and have no leading slash; "" is the root. The driver maps them to
+ * its own names, and gives them back in the same form to host->pair() and host->feed_event(), which drop what is not
  * canonical, belongs to ".kv", or lies outside of what was asked, and cut the prefix.
  *
  * Why the shape holds for the others
- *   - Consul, ZooKeeper: no change stream with deletes. They set KV_CAN_SNAPSHOT and feed whole states between feed_begin() and
- *     feed_end(); the core finds the difference. etcd v2 streams events and reports KV_COMPACTED when history was cleared.
+ *   - Consul, ZooKeeper: no change stream with deletes. They set KV_CAN_SNAPSHOT and feed whole states between
+ *     feed_begin() and feed_end(); the core finds the difference. etcd v2 streams events and reports KV_COMPACTED when
+ *     history was cleared.
  *   - A Consul session or a ZooKeeper session is a `struct kv_lease_ref` whose text the driver fills; `session`
  *     marks the store's own (ZooKeeper: ephemeral nodes).
- *   - Consul's lock-delay is op->result.retry_after of KV_QUEUE_CLAIM; its ticket and its real key are both the driver's
- *     business inside JOIN/CLAIM/LEAVE. ZooKeeper's token is the czxid, known at JOIN; etcd's the create revision.
+ *   - Consul's lock-delay is op->result.retry_after of KV_QUEUE_CLAIM; its ticket and its real key are both the
+ *     driver's business inside JOIN/CLAIM/LEAVE. ZooKeeper's token is the czxid, known at JOIN; etcd's the create
+ *     revision.
  *   - Expiry that is late on the server (Consul, ZooKeeper, etcd's minimum) is made exact by the core: result.ttl_late.
  */
 #ifndef KV_DRIVER_H
@@ -58,9 +62,11 @@ enum kv_capability {
   KV_CAN_PAGING = 1 << 7,        /* listings come in pages of one revision */
   /* not shown to users: */
   KV_CAN_SNAPSHOT = 1 << 16,   /* watches feed whole states, the first one included */
-  KV_CAN_ANY_THREAD = 1 << 17, /* start() and cancel() may run on any thread, and finish() be called on any; no retries are made */
-  KV_CAN_MOVE = 1 << 18,       /* "the reactor thread" may be whichever thread runs the reactor at the moment: one at a time, but a user's
-                                * own, with signals not blocked. So: no thread-local state, and no write that may raise SIGPIPE */
+  /* start() and cancel() may run on any thread, and finish() be called on any; no retries are made */
+  KV_CAN_ANY_THREAD = 1 << 17,
+  /* "The reactor thread" may be whichever thread runs the reactor at the moment: one at a time, but a user's own, with
+   * signals not blocked. So: no thread-local state, and no write that may raise SIGPIPE. */
+  KV_CAN_MOVE = 1 << 18,
 };
 
 struct kv_scheme {
@@ -116,7 +122,8 @@ struct kv_lease_ref {
 struct kv_place {
   kv_slice name;                 /* the lock's full name: prefix and name, canonical; escape it where '/' would nest */
   kv_slice value;                /* shown by KV_QUEUE_HEAD */
-  char id[KV_PLACE_ID_MAX + 1];  /* unique per acquire, lower-case hex: finds an entry whose creation was not answered */
+  /* unique per acquire, lower-case hex: finds an entry whose creation was not answered */
+  char id[KV_PLACE_ID_MAX + 1];
   struct kv_lease_ref *lease;    /* granted before JOIN */
   uint64_t token;                /* set by JOIN or CLAIM: rises with every later holder of the name */
   char ticket[KV_TICKET_MAX];    /* the driver's name of our entry, set by JOIN (ZooKeeper: node name) */
@@ -129,16 +136,19 @@ struct kv_place {
  * The steps (kinds from KV_LEASE_GRANT to KV_QUEUE_HEAD). All are idempotent by construction, so the core repeats
  * them after KV_UNKNOWN.
  *   LEASE_GRANT   make op->lease, fill granted. A grant that is already there under its id is a success.
- *   LEASE_RENEW   heartbeat of op->lease, and with op->place also whatever proves that our entry stands. Fills granted. KV_LOST when it is gone.
+ *   LEASE_RENEW   heartbeat of op->lease, and with op->place also whatever proves that our entry stands. Fills granted.
+ *                 KV_LOST when it is gone.
  *   LEASE_REVOKE  end it with its keys. One that is gone is a success.
  *   QUEUE_JOIN    make our entry in op->place under its lease; adopt it when place->id is there already. May also
  *                 answer like AHEAD in the same round trip: result.answered_ahead = true, result.found, place->ahead.
- *                 When it then finds nobody ahead and sets place->token, that answer must be as strong as CLAIM's (read in
- *                 one linearizable step with the creation): CLAIM is left out. Leave the token 0 where it is not.
- *   QUEUE_AHEAD   who is before us? result.found = false: nobody, CLAIM next. Otherwise place->ahead is set. KV_LOST: our entry is gone.
+ *                 When it then finds nobody ahead and sets place->token, that answer must be as strong as CLAIM's (read
+ *                 in one linearizable step with the creation): CLAIM is left out. Leave the token 0 where it is not.
+ *   QUEUE_AHEAD   who is before us? result.found = false: nobody, CLAIM next. Otherwise place->ahead is set. KV_LOST:
+ *                 our entry is gone.
  *   QUEUE_WAIT    finish when place->ahead is gone; finishing early is harmless. Has no deadline of its own.
- *   QUEUE_CLAIM   verify by a strong read that our entry stands and is first (Consul: take the real key). result.found = true:
- *                 held, place->token is set. false: not first after all (AHEAD again), or retry after result.retry_after seconds. KV_LOST: entry gone.
+ *   QUEUE_CLAIM   verify by a strong read that our entry stands and is first (Consul: take the real key). result.found
+ *                 = true: held, place->token is set. false: not first after all (AHEAD again), or retry after
+ *                 result.retry_after seconds. KV_LOST: entry gone.
  *   QUEUE_LEAVE   remove our entry if it is ours; result.found tells whether it was there. Never touches a successor.
  *   QUEUE_HEAD    who holds place->name: host->pair() with the value, revision = token; nothing when free.
  */
@@ -168,7 +178,9 @@ struct kv_result {
   bool answered_ahead;  /* JOIN */
   int failed_check;     /* TXN, KV_MODIFIED: index of the failing check, or -1 */
   double retry_after;   /* CLAIM, seconds */
-  double ttl_late;      /* PUT with ttl, TXN with one that has: the server may keep the key so many seconds too long: the core deletes it on time. 0: exact */
+  /* PUT with ttl, TXN with one that has: the server may keep the key so many seconds too long: the core deletes it on
+   * time. 0: exact */
+  double ttl_late;
   struct kv_page *page; /* filled through host->pair(). TXN: a pair for each PUT, in their order, without its value */
 };
 
@@ -208,7 +220,8 @@ struct kv_feed {
   uint64_t from;      /* deliver changes with revision >= from (unused with KV_CAN_SNAPSHOT) */
   void *data;         /* the driver's; NULL at watch_open() */
   uint64_t number;    /* the driver's */
-  uint64_t history;   /* the driver's, kept from one opening to the next (0 at first): whose revisions `from` is one of */
+  /* the driver's, kept from one opening to the next (0 at first): whose revisions `from` is one of */
+  uint64_t history;
   struct kv_feed *next, *previous; /* the driver's */
 };
 
@@ -243,7 +256,8 @@ struct kv_task {
 /* An attempt to connect to one of the backend's addresses: name resolution (helper thread, cached), non-blocking
  * connect, rotation over addresses, leaving dead ones for a while, connect_timeout. */
 struct kv_dial {
-  void (*done)(struct kv_dial *dial, int fd, size_t address, const char *problem); /* fd < 0: failed, problem says why */
+  /* fd < 0: failed, problem says why */
+  void (*done)(struct kv_dial *dial, int fd, size_t address, const char *problem);
   void *data;
   void *core;
 };
@@ -252,19 +266,22 @@ struct kv_host {
   uint32_t abi;
 
   /* -- reactor */
-  int64_t (*now)(void); /* [any thread] CLOCK_BOOTTIME in nanoseconds, as of this turn of the loop on the reactor thread, fresh elsewhere */
+  /* [any thread] CLOCK_BOOTTIME in nanoseconds, as of this turn of the loop on the reactor thread, fresh elsewhere */
+  int64_t (*now)(void);
   void (*io_set)(struct kv_io *io, unsigned events); /* add, or change what is waited for; 0: nothing but stay */
   void (*io_remove)(struct kv_io *io);               /* harmless when it is not in the set. Does not close fd */
   void (*timer_set)(struct kv_timer *timer, int64_t at);
   void (*timer_stop)(struct kv_timer *timer);        /* harmless when not set */
   void (*post)(struct kv_task *task);                /* [any thread] run on the reactor thread soon */
-  void (*defer)(struct kv_task *task);               /* run at the end of this turn, once however often deferred (run must not rely on order) */
+  /* run at the end of this turn, once however often deferred (run must not rely on order) */
+  void (*defer)(struct kv_task *task);
 
   /* -- operations */
-  /* [any thread with KV_CAN_ANY_THREAD] Answer. `format` describes the cause only ("connection refused"): the core names the
-   * operation, key and backend. Must be NULL with KV_OK. Moves op->result; op is gone afterwards. */
+  /* [any thread with KV_CAN_ANY_THREAD] Answer. `format` describes the cause only ("connection refused"): the core
+   * names the operation, key and backend. Must be NULL with KV_OK. Moves op->result; op is gone afterwards. */
   void (*finish)(struct kv_op *op, kv_code code, const char *format, ...) KV_PRINTF(3, 4);
-  /* [any thread with KV_CAN_ANY_THREAD] Add a pair to op->result (sets found). False: out of memory; the driver then finishes with KV_FAILED. */
+  /* [any thread with KV_CAN_ANY_THREAD] Add a pair to op->result (sets found). False: out of memory; the driver then
+   * finishes with KV_FAILED. */
   bool (*pair)(struct kv_op *op, kv_slice key, kv_slice value, uint64_t revision, uint64_t created, bool dir);
   /* [any thread] Bytes of the pairs added so far, to decide where a page ends. */
   size_t (*pair_bytes)(const struct kv_op *op);
@@ -284,15 +301,18 @@ struct kv_host {
   void (*count_bytes)(struct kv_backend *backend, uint64_t sent, uint64_t received); /* [any thread] */
 
   /* -- watches: all between watch_open and watch_close of the feed */
-  void (*feed_event)(struct kv_feed *feed, kv_event_type type, kv_slice key, kv_slice value, uint64_t revision, uint64_t created);
-  void (*feed_commit)(struct kv_feed *feed, uint64_t revision); /* everything up to this revision was fed (end of a batch, or progress) */
+  void (*feed_event)(struct kv_feed *feed, kv_event_type type, kv_slice key, kv_slice value, uint64_t revision,
+                     uint64_t created);
+  /* everything up to this revision was fed (end of a batch, or progress) */
+  void (*feed_commit)(struct kv_feed *feed, uint64_t revision);
   void (*feed_begin)(struct kv_feed *feed);                     /* KV_CAN_SNAPSHOT: a whole state follows */
   void (*feed_pair)(struct kv_feed *feed, kv_slice key, kv_slice value, uint64_t revision, uint64_t created);
   void (*feed_end)(struct kv_feed *feed, uint64_t revision);
-  void (*feed_connected)(struct kv_feed *feed, bool connected); /* the stream is up (watch created on the server), or interrupted but healing by itself */
-  /* The stream ended. KV_COMPACTED (or a store that went back in time): the core lists again. KV_UNAVAILABLE, KV_UNKNOWN: the
-   * core opens it again behind the last revision after a back-off. Other codes end the watch with an error. The core has closed
-   * the feed when this returns: watch_close() is not called, feed->data is dropped. */
+  /* the stream is up (watch created on the server), or interrupted but healing by itself */
+  void (*feed_connected)(struct kv_feed *feed, bool connected);
+  /* The stream ended. KV_COMPACTED (or a store that went back in time): the core lists again. KV_UNAVAILABLE,
+   * KV_UNKNOWN: the core opens it again behind the last revision after a back-off. Other codes end the watch with an
+   * error. The core has closed the feed when this returns: watch_close() is not called, feed->data is dropped. */
   void (*feed_lost)(struct kv_feed *feed, kv_code code, const char *format, ...) KV_PRINTF(3, 4);
 
   /* -- closing */
@@ -314,12 +334,13 @@ struct kv_driver {
   /* [any thread] Called once by kv_register(). */
   void (*attach)(const struct kv_host *host);
 
-  /* [any thread] Make the state of one backend from config: no I/O, no thread, no descriptor. On failure NULL with *error
-   * (only the cause). */
+  /* [any thread] Make the state of one backend from config: no I/O, no thread, no descriptor. On failure NULL with
+   * *error (only the cause). */
   void *(*create)(struct kv_backend *backend, const struct kv_config *config, kv_error *error);
 
-  /* Begin to close: the core has answered or cancelled all operations and watches, given back leases and locks that it could. Give
-   * back what remains on the server within a bounded time, close descriptors, then call host->closed(). No slot but destroy() follows. */
+  /* Begin to close: the core has answered or cancelled all operations and watches, given back leases and locks that it
+   * could. Give back what remains on the server within a bounded time, close descriptors, then call host->closed(). No
+   * slot but destroy() follows. */
   void (*close)(void *state);
 
   /* [any thread] Free the state: after closed(), or right after create() when nothing was ever started. */
@@ -328,13 +349,14 @@ struct kv_driver {
   /* [any thread with KV_CAN_ANY_THREAD] See "The life of an operation". */
   void (*start)(void *state, struct kv_op *op);
 
-  /* [any thread with KV_CAN_ANY_THREAD] The waiter was answered; let go of op soon: finish() is still owed. What the op began is to be
-   * undone where that is possible (a lease granted for nobody). With KV_CAN_ANY_THREAD it may come while start() runs, or just
-   * before it: finish() as start() alone would, then. */
+  /* [any thread with KV_CAN_ANY_THREAD] The waiter was answered; let go of op soon: finish() is still owed. What the op
+   * began is to be undone where that is possible (a lease granted for nobody). With KV_CAN_ANY_THREAD it may come while
+   * start() runs, or just before it: finish() as start() alone would, then. */
   void (*cancel)(void *state, struct kv_op *op);
 
-  /* [any thread] Optional (NULL): answer a GET or LIST at once in the caller's thread, filling op->result through host->pair().
-   * Returns the code; on failure *error has the cause. Must not keep op. KV_UNAVAILABLE: it would have to wait, start() comes instead. */
+  /* [any thread] Optional (NULL): answer a GET or LIST at once in the caller's thread, filling op->result through
+   * host->pair(). Returns the code; on failure *error has the cause. Must not keep op. KV_UNAVAILABLE: it would have to
+   * wait, start() comes instead. */
   kv_code (*read)(void *state, struct kv_op *op, kv_error *error);
 
   /* Begin to feed. host->feed_* never come before it returns is NOT promised: they may come inside. */

@@ -1,10 +1,10 @@
 /*
  * process.c - kv.process: child processes and terminals for the command line (kv/process.so, not part of kv/core.so).
  *
- * `kv lock NAME -- COMMAND` has to start a command without a shell, wait for it and for the lock at once, pass signals on and
- * end the command when the lock is lost. Plain Lua can do none of that. One poll() waits for the child (a pidfd, so that
- * no SIGCHLD handler is needed and nobody else's children are touched) and for signals (a handler that writes a byte into a
- * pipe). Nothing here knows of stores; nothing here is loaded by require("kv").
+ * `kv lock NAME -- COMMAND` has to start a command without a shell, wait for it and for the lock at once, pass signals
+ * on and end the command when the lock is lost. Plain Lua can do none of that. One poll() waits for the child (a pidfd,
+ * so that no SIGCHLD handler is needed and nobody else's children are touched) and for signals (a handler that writes a
+ * byte into a pipe). Nothing here knows of stores; nothing here is loaded by require("kv").
  *
  *   spawn(argv [, {env = {NAME = VALUE}}]) -> child | nil, message, errno name ("ENOENT")
  *   child.pid
@@ -194,7 +194,8 @@ static bool is_replaced(lua_State *L, int index, const char *entry) {
   return replaced;
 }
 
-/* The environment with the additions of the table at `index`. Leaves an array and a table of its strings on the stack. */
+/* The environment with the additions of the table at `index`. Leaves an array and a table of its strings on the
+ * stack. */
 static char **push_environment(lua_State *L, int index) {
   luaL_checktype(L, index, LUA_TTABLE);
   size_t count = 0;

@@ -1,8 +1,8 @@
 /*
- * expiry.c - deletes keys on time where the server would keep them too long. Each put with a time to live leaves an entry (key,
- * revision, time) in a hash table, replaced by the next put of the same key. At the time the key is deleted if it still
- * has that revision, so that a newer write is never touched. Failures are tried a few times: the server's own expiry
- * comes in the end.
+ * expiry.c - deletes keys on time where the server would keep them too long. Each put with a time to live leaves an
+ * entry (key, revision, time) in a hash table, replaced by the next put of the same key. At the time the key is deleted
+ * if it still has that revision, so that a newer write is never touched. Failures are tried a few times: the server's
+ * own expiry comes in the end.
  */
 #include "recipes.h"
 

@@ -4,13 +4,14 @@
  *
  *   NEW -> GRANTING -> ALIVE <-> SUSPENDED -> REVOKING -> GONE
  *
- * The local deadline is the time at which the last grant or renewal that succeeded was *begun*, plus what was granted, minus a
- * margin. Once it has passed the lease is lost for us, whatever a late answer says: somebody may have asked already and been told so.
- * A lease is renewed every third of its time. It is SUSPENDED after a failed renewal, or when half its time went by without an answer.
+ * The local deadline is the time at which the last grant or renewal that succeeded was *begun*, plus what was granted,
+ * minus a margin. Once it has passed the lease is lost for us, whatever a late answer says: somebody may have asked
+ * already and been told so. A lease is renewed every third of its time. It is SUSPENDED after a failed renewal, or when
+ * half its time went by without an answer.
  *
- * A grant that had to be repeated may have been made long before its answer: it is renewed once before anybody hears of it.
- * A lease that was given up is revoked until the server agrees, or until it has expired by itself even on a server that counts to
- * twice its time.
+ * A grant that had to be repeated may have been made long before its answer: it is renewed once before anybody hears of
+ * it. A lease that was given up is revoked until the server agrees, or until it has expired by itself even on a server
+ * that counts to twice its time.
  */
 #include "recipes.h"
 
@@ -127,7 +128,9 @@ static void set_timer(struct kv_lease *lease) {
       at = deadline_of(lease);
       if (lease->use != LEASE_RESTING) at = earlier(at, next_try);
       break;
-    case LEASE_REVOKING: at = lease->busy && lease->gone_at <= kv_now() ? KV_NEVER : earlier(lease->gone_at, next_try); break;
+    case LEASE_REVOKING:
+      if (!lease->busy || lease->gone_at > kv_now()) at = earlier(lease->gone_at, next_try);
+      break;
     case LEASE_NEW: case LEASE_GONE: break;
   }
   kv_timer_set(&lease->timer, at);
@@ -141,7 +144,8 @@ static void try_later(struct kv_lease *lease) {
 /* ------------------------------------------------------------------ steps */
 
 static void start_step(struct kv_lease *lease, kv_kind kind, int64_t deadline) {
-  lease->step = (struct kv_step){.kind = kind, .lease = &lease->ref, .deadline = deadline, .done = step_done, .data = lease};
+  lease->step =
+    (struct kv_step){.kind = kind, .lease = &lease->ref, .deadline = deadline, .done = step_done, .data = lease};
   if (kind == KV_LEASE_RENEW && lease->place) {
     lease->place_in_step = lease->place;
     kv_place_retain(lease->place_in_step);
@@ -319,7 +323,8 @@ static void renewal_failed(struct kv_lease *lease, const char *message) {
   kv_lease_release(lease);
 }
 
-static void after_renewal(struct kv_lease *lease, kv_code code, const char *message, bool with_old_place, bool with_place) {
+static void after_renewal(struct kv_lease *lease, kv_code code, const char *message, bool with_old_place,
+                          bool with_place) {
   if (kv_clock() >= deadline_of(lease)) {
     if (code != KV_OK) snprintf(lease->problem, sizeof lease->problem, "%s", message);
     lost_in_time(lease);

@@ -94,7 +94,8 @@ static void free_handle(struct kv_handle *handle) {
 }
 
 static kv_code check_open(const kv_store *store, double ttl, kv_error *error) {
-  if (kv_store_closed(store)) return kv_fail(error, KV_CLOSED, "lease on %s: the store was closed", kv_store_label(store));
+  if (kv_store_closed(store))
+    return kv_fail(error, KV_CLOSED, "lease on %s: the store was closed", kv_store_label(store));
   if (!(store->backend->driver->capabilities & KV_CAN_LEASE))
     return kv_fail(error, KV_UNSUPPORTED, "lease on %s: this backend has none", kv_store_label(store));
   if (!(ttl > 0) || !isfinite(ttl))
@@ -115,8 +116,8 @@ kv_code kv_lease_open(kv_store *store, kv_queue *queue, double ttl, double timeo
   lease->store = store;
   lease->backend = store->backend;
   kv_backend_retain(lease->backend);
-  code = kv_recipe_submit(store, queue, &open_recipe, lease, KV_LEASE_OPEN, KV_TEXT(""), request_timeout(store, timeout), tag,
-                          id, error);
+  code = kv_recipe_submit(store, queue, &open_recipe, lease, KV_LEASE_OPEN, KV_TEXT(""),
+                          request_timeout(store, timeout), tag, id, error);
   if (code == KV_OK) {
     *lease_out = lease;
     return KV_OK;
@@ -127,7 +128,8 @@ kv_code kv_lease_open(kv_store *store, kv_queue *queue, double ttl, double timeo
 }
 
 void kv_lease_free(kv_lease *lease) {
-  if (!lease || inherited(lease)) return; /* what a child inherited is the parent's, its reactor's view of it included */
+  /* what a child inherited is the parent's, its reactor's view of it included */
+  if (!lease || inherited(lease)) return;
   kv_handle_free(lease->backend, &lease->handle, free_handle);
 }
 
@@ -165,7 +167,8 @@ static void cancel_wait_lost(struct kv_op *op, void *subject) {
 
 static const struct kv_recipe wait_lost_recipe = {.start = start_wait_lost, .cancel = cancel_wait_lost};
 
-kv_code kv_lease_wait_lost(kv_lease *lease, kv_queue *queue, double timeout, uint64_t tag, uint64_t *id, kv_error *error) {
+kv_code kv_lease_wait_lost(kv_lease *lease, kv_queue *queue, double timeout, uint64_t tag, uint64_t *id,
+                           kv_error *error) {
   return submit(lease, queue, &wait_lost_recipe, KV_LEASE_WAIT_LOST, timeout, tag, id, error);
 }
 

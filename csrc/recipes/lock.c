@@ -5,15 +5,15 @@
  *                          |__________|__________|__________|__________|
  *                                               LEAVING -> FREE
  *
- * next_phase() alone decides where an event leads; arrive() does what must be true at once (what other threads see, answers,
- * the lease's use); act() starts the one step that a phase is about.
+ * next_phase() alone decides where an event leads; arrive() does what must be true at once (what other threads see,
+ * answers, the lease's use); act() starts the one step that a phase is about.
  *
- * There is one step in flight at most. When the phase changes under it, it is cancelled, and the new phase's step begins when the
- * driver has let go of it: so a LEAVE never overtakes its own JOIN. A JOIN that was not answered cleanly may still
- * take effect later; then the lease is revoked after the leave, with whatever appears under it.
+ * There is one step in flight at most. When the phase changes under it, it is cancelled, and the new phase's step
+ * begins when the driver has let go of it: so a LEAVE never overtakes its own JOIN. A JOIN that was not answered
+ * cleanly may still take effect later; then the lease is revoked after the leave, with whatever appears under it.
  *
- * An entry or a lease that is lost while we wait costs the place in the queue: everything begins again under a new lease. When it is
- * lost while we hold, that is final: LOST.
+ * An entry or a lease that is lost while we wait costs the place in the queue: everything begins again under a new
+ * lease. When it is lost while we hold, that is final: LOST.
  */
 #include "lock.h"
 
@@ -116,7 +116,8 @@ static bool make_lease(struct kv_lock *lock) {
 
 static kv_lock_state shown_state(const struct kv_lock *lock) {
   switch (lock->phase) {
-    case LOCK_GRANTING: case LOCK_JOINING: case LOCK_LOOKING: case LOCK_WAITING: case LOCK_CLAIMING: return KV_LOCK_WAITING;
+    case LOCK_GRANTING: case LOCK_JOINING: case LOCK_LOOKING: case LOCK_WAITING: case LOCK_CLAIMING:
+      return KV_LOCK_WAITING;
     case LOCK_HELD: return KV_LOCK_HOLDING;
     case LOCK_SUSPENDED: return KV_LOCK_SUSPENDED;
     case LOCK_LOST: return KV_LOCK_LOST;
@@ -530,7 +531,8 @@ static void reap(struct kv_task *task) {
   kv_lock_destroy(lock);
 }
 
-/* Without a handle, and with nothing to do, it goes: at the end of the turn, as it may be in use further up the stack. */
+/* Without a handle, and with nothing to do, it goes: at the end of the turn, as it may be in use further up the
+ * stack. */
 static void reap_later(struct kv_lock *lock) {
   if (!lock->freed || (lock->recipes && !at_rest(lock))) return;
   lock->handle.task.run = reap;

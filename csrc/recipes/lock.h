@@ -1,13 +1,14 @@
 /*
- * lock.h - a lock handle and its machine, shared by lock.c (the machine, reactor thread) and lock_handle.c (the functions of
- * kv.h, users' threads).
+ * lock.h - a lock handle and its machine, shared by lock.c (the machine, reactor thread) and lock_handle.c (the
+ * functions of kv.h, users' threads).
  */
 #ifndef KV_RECIPES_LOCK_H
 #define KV_RECIPES_LOCK_H
 
 #include "recipes.h"
 
-/* One entry in a lock's queue: made per acquire, counted, because renewals, guards of transactions and steps in flight name it. */
+/* One entry in a lock's queue: made per acquire, counted, because renewals, guards of transactions and steps in flight
+ * name it. */
 struct kv_entry {
   struct kv_place pub; /* first: drivers see this part */
   atomic_uint references;

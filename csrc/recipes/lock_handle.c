@@ -3,8 +3,8 @@
  *
  * Answers
  *   acquire  KV_OK, KV_HELD, KV_TIMEOUT (with the last failure, if there was one), or what a server refused it with.
- *   release  KV_OK: our entry was there and is removed. KV_LOST: it was lost before. KV_UNKNOWN: no answer in time; the lock is not
- *            held here any more, and its entry is removed in the background, or expires with its lease.
+ *   release  KV_OK: our entry was there and is removed. KV_LOST: it was lost before. KV_UNKNOWN: no answer in time; the
+ *            lock is not held here any more, and its entry is removed in the background, or expires with its lease.
  */
 #include "lock.h"
 
@@ -29,13 +29,13 @@ static kv_code check_options(const kv_store *store, const kv_lock_options *optio
   if (!(driver->capabilities & KV_CAN_LOCK))
     return kv_fail(error, KV_UNSUPPORTED, "lock \"%.*s\" on %s: this backend has none", size, name, label);
   if (options->interop)
-    return kv_fail(error, KV_UNSUPPORTED, "lock \"%.*s\" on %s: interop \"%.40s\" is not there in this version", size, name,
-                   label, options->interop);
+    return kv_fail(error, KV_UNSUPPORTED, "lock \"%.*s\" on %s: interop \"%.40s\" is not there in this version", size,
+                   name, label, options->interop);
   if (isnan(options->ttl) || isinf(options->ttl))
     return kv_fail(error, KV_INVALID, "lock \"%.*s\" on %s: the ttl must be a number of seconds", size, name, label);
   if (driver->limits.value_max && options->value.size > driver->limits.value_max)
-    return kv_fail(error, KV_TOO_LARGE, "lock \"%.*s\" on %s: the value has %zu bytes, at most %zu are allowed", size, name,
-                   label, options->value.size, driver->limits.value_max);
+    return kv_fail(error, KV_TOO_LARGE, "lock \"%.*s\" on %s: the value has %zu bytes, at most %zu are allowed", size,
+                   name, label, options->value.size, driver->limits.value_max);
   return KV_OK;
 }
 
@@ -125,8 +125,8 @@ const struct kv_place *kv_lock_place(kv_lock *lock) {
 static kv_code submit(kv_lock *lock, kv_queue *queue, const struct kv_recipe *recipe, kv_kind kind, double timeout,
                       uint64_t tag, uint64_t *id, kv_error *error) {
   if (inherited(lock))
-    return kv_fail(error, KV_CLOSED, "%s \"%.*s\": opened by the parent process", kv_kind_text(kind), (int)lock->shown.size,
-                   lock->shown.data);
+    return kv_fail(error, KV_CLOSED, "%s \"%.*s\": opened by the parent process", kv_kind_text(kind),
+                   (int)lock->shown.size, lock->shown.data);
   return kv_recipe_submit(lock->store, queue, recipe, lock, kind, lock->shown, timeout, tag, id, error);
 }
 
@@ -153,8 +153,8 @@ static void acquire_late(struct kv_timer *timer) {
   const char *lease_problem = lock->lease ? lock->lease->problem : "";
   const char *problem = lock->problem[0] ? lock->problem : lease_problem;
   bool in_line = lock->phase != LOCK_GRANTING && lock->phase != LOCK_JOINING;
-  if (problem[0]) kv_asked_answer(&lock->acquire, KV_TIMEOUT, "%s", problem);
-  else kv_asked_answer(&lock->acquire, KV_TIMEOUT, in_line ? "somebody else holds it" : "no answer before the deadline");
+  if (!problem[0]) problem = in_line ? "somebody else holds it" : "no answer before the deadline";
+  kv_asked_answer(&lock->acquire, KV_TIMEOUT, "%s", problem);
   kv_lock_event(lock, LOCK_GIVE_UP, NULL);
 }
 

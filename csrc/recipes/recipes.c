@@ -1,9 +1,10 @@
 /*
  * recipes.c - what belongs to all recipes of one backend, and closing them.
  *
- * Closing: locks leave their queues, each lease is revoked as soon as no lock needs it, all in parallel. When half the grace is gone, the
- * leases of locks that could not leave are revoked all the same: an entry goes with its lease. When the grace is over, what
- * is still in flight is cancelled; the servers' own expiry does the rest. done() comes when the driver has let go of every step.
+ * Closing: locks leave their queues, each lease is revoked as soon as no lock needs it, all in parallel. When half the
+ * grace is gone, the leases of locks that could not leave are revoked all the same: an entry goes with its lease. When
+ * the grace is over, what is still in flight is cancelled; the servers' own expiry does the rest. done() comes when the
+ * driver has let go of every step.
  */
 #include "recipes.h"
 
@@ -129,8 +130,8 @@ void kv_handle_free(struct kv_backend *backend, struct kv_handle *handle, void (
     run(handle);
     return;
   }
-  /* The reference keeps the reactor until the task ran, even if the backend closes meanwhile. It runs already, so this cannot
-   * fail; if it did, a leak is better than a race. */
+  /* The reference keeps the reactor until the task ran, even if the backend closes meanwhile. It runs already, so this
+   * cannot fail; if it did, a leak is better than a race. */
   if (kv_reactor_retain(NULL) != KV_OK) return;
   handle->run = run;
   handle->task.run = run_posted;

@@ -1,6 +1,6 @@
 /*
- * recipes.h - what the recipes share: locks, leases, the store's session and late expiry, built on steps that every driver
- * offers. Private to csrc/recipes; core.h has what the core asks of them.
+ * recipes.h - what the recipes share: locks, leases, the store's session and late expiry, built on steps that every
+ * driver offers. Private to csrc/recipes; core.h has what the core asks of them.
  *
  * Every machine here runs on the reactor thread alone. A user's thread makes and frees handles, submits requests, and
  * reads a few atomics. A handle is freed by a task that is posted behind all its requests, so that a request on
@@ -38,21 +38,22 @@ void kv_recipes_step_done(struct kv_recipes *recipes);
 void kv_recipes_settle(struct kv_recipes *recipes);
 /* When a step that begins now has had long enough to be tried again by its machine. */
 int64_t kv_step_deadline(const struct kv_backend *backend);
-/* The same for a step that serves a request (or NULL): a little before its deadline, so that the failure can be told. */
+/* The same for a step that serves a request (or NULL): a little before its deadline, so that the failure can be
+ * told. */
 int64_t kv_step_deadline_for(const struct kv_backend *backend, const struct kv_op *op);
 /* May the same step help later? (The others are refusals.) */
 bool kv_code_passes(kv_code code);
 
-/* The part of a public handle that gets it freed: run() comes on the reactor behind everything that was posted, or at once
- * when the backend is closed or was never started (the reactor then knows nothing of the handle). */
+/* The part of a public handle that gets it freed: run() comes on the reactor behind everything that was posted, or at
+ * once when the backend is closed or was never started (the reactor then knows nothing of the handle). */
 struct kv_handle {
   struct kv_task task;
   void (*run)(struct kv_handle *handle);
 };
 void kv_handle_free(struct kv_backend *backend, struct kv_handle *handle, void (*run)(struct kv_handle *handle));
 
-/* A user's request that waits for a machine, with the machine's own look at its deadline: just before the core would answer
- * KV_TIMEOUT, the machine can say more. */
+/* A user's request that waits for a machine, with the machine's own look at its deadline: just before the core would
+ * answer KV_TIMEOUT, the machine can say more. */
 struct kv_asked {
   struct kv_op *op; /* NULL: none */
   struct kv_timer timer;
@@ -119,7 +120,8 @@ struct kv_lease {
   int64_t next_try;
   int64_t suspect_at;             /* no answer to a renewal by then: LEASE_SUSPENDED */
   int64_t gone_at;                /* REVOKING: by then it has expired by itself */
-  int64_t try_until;              /* a grant's try ends by then, so that its failure can be told in time; 0: no matter */
+  /* a grant's try ends by then, so that its failure can be told in time; 0: no matter */
+  int64_t try_until;
   unsigned failures;
   struct kv_timer timer;
   char problem[160];              /* why the last grant or renewal failed */
@@ -138,7 +140,8 @@ struct kv_lease {
 struct kv_lease *kv_lease_make(const struct kv_backend *backend, double ttl);
 /* Have it granted, and renewed. `changed` comes later, never inside this call. */
 void kv_lease_begin(struct kv_lease *lease, struct kv_recipes *recipes);
-/* Give it up: revoked in the background until that is certain or it has expired. The owner may forget it (changed = NULL). */
+/* Give it up: revoked in the background until that is certain or it has expired. The owner may forget it (changed =
+ * NULL). */
 void kv_lease_drop(struct kv_lease *lease);
 void kv_lease_set_use(struct kv_lease *lease, enum kv_lease_use use);
 /* What renewals prove from now on, or NULL. */
@@ -154,7 +157,8 @@ bool kv_lease_usable(const struct kv_lease *lease); /* granted, and the deadline
 void kv_session_close(struct kv_recipes *recipes);
 void kv_expiry_close(struct kv_recipes *recipes);
 void kv_locks_close(struct kv_recipes *recipes);                /* let go of all */
-bool kv_locks_settled(const struct kv_recipes *recipes);        /* nothing of them is on the server as far as we can tell */
+/* nothing of them is on the server as far as we can tell */
+bool kv_locks_settled(const struct kv_recipes *recipes);
 void kv_locks_cancel(struct kv_recipes *recipes);               /* steps in flight */
 void kv_locks_detach(struct kv_recipes *recipes);               /* the reactor forgets them */
 void kv_holders_cancel(struct kv_recipes *recipes);

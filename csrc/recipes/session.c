@@ -1,6 +1,6 @@
 /*
- * session.c - the store's own lease, for keys that live as long as the store is open and reachable. One per backend, made
- * when the first such key is put, shared by all, made again by the next one after it was lost.
+ * session.c - the store's own lease, for keys that live as long as the store is open and reachable. One per backend,
+ * made when the first such key is put, shared by all, made again by the next one after it was lost.
  */
 #include "recipes.h"
 

@@ -6,9 +6,10 @@
  * come for it afterwards, and then tells the owner. The private part goes back to the pool only when no function on
  * the stack still works with it (`busy`), because owners may start, cancel and free inside callbacks.
  *
- * gRPC servers written in Go measure the connection by a PING that goes with an answer as soon as none is under way: with small
- * calls that is a PING for each answer, and four system calls more for each call. So the acknowledgement is the owner's to send a few
- * milliseconds later; there are so many fewer, and what the server learns from them does not suffer.
+ * gRPC servers written in Go measure the connection by a PING that goes with an answer as soon as none is under way:
+ * with small calls that is a PING for each answer, and four system calls more for each call. So the acknowledgement
+ * is the owner's to send a few milliseconds later; there are so many fewer, and what the server learns from them does
+ * not suffer.
  *
  * nghttp2 keeps the flow-control windows (updates go out as bytes are consumed, and they are consumed at once: into the
  * owner's hands or into the buffer of an incomplete message, whose size is capped) and the queue of calls beyond the

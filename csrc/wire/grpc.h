@@ -87,7 +87,7 @@ void grpc_break(struct grpc_connection *connection, const char *problem);
 /* Send a PING; grpc_ping_pending() is true until its answer came. */
 bool grpc_ping(struct grpc_connection *connection);
 bool grpc_ping_pending(const struct grpc_connection *connection);
-/* The server's own PING is not answered at once, but by grpc_acknowledge(), or when it sends another one: see grpc.c. */
+/* The server's own PING is answered by grpc_acknowledge(), or when it sends another one: see grpc.c. */
 bool grpc_owes_acknowledgement(const struct grpc_connection *connection);
 void grpc_acknowledge(struct grpc_connection *connection);
 /* Finish what is in flight, start nothing new here: the server asked to go away (GOAWAY), has long taken no new

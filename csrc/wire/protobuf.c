@@ -1,8 +1,8 @@
 /*
  * protobuf.c - see protobuf.h, which also says why this is written by hand.
  *
- * All lengths are compared as "is there that much left", never as a sum that could wrap. Groups (wire types 3 and 4) are
- * long deprecated and refused, so that passing over an unknown field takes constant space.
+ * All lengths are compared as "is there that much left", never as a sum that could wrap. Groups (wire types 3 and 4)
+ * are long deprecated and refused, so that passing over an unknown field takes constant space.
  */
 #include "protobuf.h"
 

@@ -1,16 +1,17 @@
 /*
  * protobuf.h - reading and writing the protobuf wire format over slices.
  *
- * Written by hand instead of taken from a library or a generator: a driver needs a dozen message shapes of a few fields
- * each; reading must not copy (values go from the receive buffer straight to where the user reads them) or allocate; and
- * a reader whose every step is a bounds check on one slice is small enough to be tested and fuzzed as a whole.
+ * Written by hand instead of taken from a library or a generator: a driver needs a dozen message shapes of a few
+ * fields each; reading must not copy (values go from the receive buffer straight to where the user reads them) or
+ * allocate; and a reader whose every step is a bounds check on one slice is small enough to be tested and fuzzed as a
+ * whole.
  *
  * Reading: a reader walks over the fields of one message; fields that the caller does not know are passed over. Any
  * malformed byte makes it fail for good (pb_ok() tells). Nothing is ever read outside of the slice, and nested messages
  * are plain slices again, so that depth is the caller's loop and not a recursion that a peer controls.
  *
- * Writing: a writer appends to a buffer that grows up to a cap and is kept for the next message. The first failure (cap, or
- * out of memory) is remembered; one check at the end suffices.
+ * Writing: a writer appends to a buffer that grows up to a cap and is kept for the next message. The first failure
+ * (cap, or out of memory) is remembered; one check at the end suffices.
  */
 #ifndef KV_PROTOBUF_H
 #define KV_PROTOBUF_H
@@ -54,7 +55,8 @@ void pb_writer_free(struct pb_writer *writer);
 /* Begin a new message in the same memory. */
 void pb_clear(struct pb_writer *writer);
 
-/* A varint field; left out when the value is 0, as proto3 does. Negative int64 values are given as their two's complement. */
+/* A varint field; left out when the value is 0, as proto3 does. Negative int64 values are given as their two's
+ * complement. */
 void pb_number(struct pb_writer *writer, uint32_t field, uint64_t value);
 /* The same, but written when 0 too (members of a oneof). */
 void pb_number_always(struct pb_writer *writer, uint32_t field, uint64_t value);

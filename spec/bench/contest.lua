@@ -43,7 +43,7 @@ end
 --- gRPC calls of one kind, as fast as the server takes them.
 function contest.h2load(url, frame, in_flight, seconds)
   local text = contest.output_of("h2load", "-c", 1, "-m", in_flight, "-D", math.ceil(seconds), "--warm-up-time", 1,
-    "-d", frame, "-H", "content-type: application/grpc", "-H", "te: trailers", url)
+    "-d", frame, "-H", "content-type: application/grpc", "-H", "te: trailers", "-H", "hasleader: true", url)
   assert(text:match("(%d+) failed") == "0", text)
   return {(assert(tonumber(text:match("finished in [^,]+, ([%d.]+) req/s")), text))}
 end
@@ -88,6 +88,37 @@ function contest.compete(contenders, rounds)
     for i, list in ipairs(columns) do columns[i] = median(list) end
   end
   return seen
+end
+
+-- ---------------------------------------------------------------- others on the machine
+
+-- Clock ticks that all programs used since the machine started, those that this one and its children used, and those
+-- that there were.
+local function ticks()
+  local stat = assert(io.open("/proc/stat"))
+  local numbers = {}
+  for number in stat:read("l"):gmatch("%d+") do numbers[#numbers + 1] = tonumber(number) end
+  stat:close()
+  local all, idle = 0, numbers[4] + numbers[5]
+  for i = 1, 8 do all = all + numbers[i] end
+  local file = assert(io.open("/proc/self/stat"))
+  local fields, own = file:read("a"):match("%) (.*)"), 0
+  file:close()
+  local i = 0
+  for field in fields:gmatch("%S+") do
+    i = i + 1
+    if i >= 12 and i <= 15 then own = own + tonumber(field) end -- ours and our children's, user and system
+  end
+  return all - idle, own, all
+end
+
+local begin_busy, begin_own, begin_all = ticks()
+
+--- The share of the processors, in percent, that other programs took since this module was loaded. To be asked when all
+-- children have ended.
+function contest.others()
+  local busy, own, all = ticks()
+  return math.max(0, (busy - begin_busy) - (own - begin_own)) / math.max(1, all - begin_all) * 100
 end
 
 -- ---------------------------------------------------------------- the table

@@ -3,8 +3,9 @@
  *
  *   lmdb_put FOLDER SECONDS VALUE_SIZE
  *
- * Prints "puts-per-second cpu-microseconds-per-put". It writes 1,000 keys in turn with MDB_NOSYNC off and without MDB_WRITEMAP,
- * which is LMDB as it comes; the folder must exist, and should lie on the disk on which the other side is measured.
+ * Prints "puts-per-second cpu-microseconds-per-put". It writes 1,000 keys in turn with MDB_NOSYNC off and without
+ * MDB_WRITEMAP, which is LMDB as it comes; the folder must exist, and should lie on the disk on which the other side is
+ * measured.
  */
 #include <lmdb.h>
 #include <stdio.h>

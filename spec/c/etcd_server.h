@@ -1,6 +1,6 @@
 /*
- * etcd_server.h - real etcd servers for tests, in folders and on ports of their own, and short ways of asking a store. A test binary
- * includes it once. Servers end with the test, also when it crashes.
+ * etcd_server.h - real etcd servers for tests, in folders and on ports of their own, and short ways of asking a
+ * store. A test binary includes it once. Servers end with the test, also when it crashes.
  */
 #ifndef KV_ETCD_SERVER_H
 #define KV_ETCD_SERVER_H
@@ -56,7 +56,8 @@ static inline int listen_somewhere(int *port) {
   return fd;
 }
 
-/* Below the range from which the system takes ports for outgoing connections, so that none is taken before the server listens. */
+/* Below the range from which the system takes ports for outgoing connections, so that none is taken before the server
+ * listens. */
 static inline int free_port(void) {
   static int next;
   if (!next) next = 20000 + getpid() % 11000;
@@ -127,8 +128,8 @@ struct server {
   const char *extra[24]; /* more arguments */
 };
 
-/* It listens, and (without TLS) says that it is well: it listens before it has a leader, and one that is killed before its first
- * election is of no use any more. */
+/* It listens, and (without TLS) says that it is well: it listens before it has a leader, and one that is killed
+ * before its first election is of no use any more. */
 static inline bool server_is_well(const struct server *server) {
   static const char question[] = "GET /health HTTP/1.0\r\n\r\n";
   struct timeval patience = {.tv_sec = 2};
@@ -275,7 +276,8 @@ static inline kv_reply *reply_tagged(uint64_t tag, double seconds) {
   while (now() < until) {
     kv_reply *reply = next_reply(until - now());
     if (!reply || kv_reply_tag(reply) == tag) return reply;
-    if (kv_reply_kind(reply) != KV_WATCH_READY) fprintf(stderr, "a reply nobody waits for: %s\n", kv_reply_message(reply));
+    if (kv_reply_kind(reply) != KV_WATCH_READY)
+      fprintf(stderr, "a reply nobody waits for: %s\n", kv_reply_message(reply));
     kv_reply_free(reply);
   }
   return NULL;
@@ -366,7 +368,8 @@ static inline const char *get(kv_store *store, const char *key) {
   return value;
 }
 
-/* All keys of a listing, joined by spaces, directories with a slash, pages parted by a bar where there is a limit. Static. */
+/* All keys of a listing, joined by spaces, directories with a slash, pages parted by a bar where there is a limit.
+ * Static. */
 static inline const char *list(kv_store *store, const char *dir, unsigned flags, uint32_t limit) {
   static char joined[20000];
   char after[500] = "";
@@ -397,8 +400,8 @@ static inline const char *list(kv_store *store, const char *dir, unsigned flags,
 
 /* ------------------------------------------------------------------ watching */
 
-/* The next event as text: "+key=value" ("*" when it was there from the beginning), "-key", "" when none comes in time, or the
- * code of the end. Static. */
+/* The next event as text: "+key=value" ("*" when it was there from the beginning), "-key", "" when none comes in
+ * time, or the code of the end. Static. */
 static inline const char *next_event(kv_watch *watch, double seconds) {
   static char told[700];
   kv_event event;

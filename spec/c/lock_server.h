@@ -1,11 +1,12 @@
 /*
- * lock_server.h - a server with leases, lock queues and a few keys, in memory, behind a driver of its own: for the tests of
- * the recipes. All stores that are open talk to the one server, so two stores compete as two processes would.
+ * lock_server.h - a server with leases, lock queues and a few keys, in memory, behind a driver of its own: for the
+ * tests of the recipes. All stores that are open talk to the one server, so two stores compete as two processes would.
  *
  *   lockfake://    answers on the reactor
  *   lockthread://  answers on a thread of its own (KV_CAN_ANY_THREAD)
  *
- * Faults are ordered per kind of step: fault(KV_QUEUE_JOIN, LOSE_ANSWER, 2) does it to the next two. Leases expire in real time.
+ * Faults are ordered per kind of step: fault(KV_QUEUE_JOIN, LOSE_ANSWER, 2) does it to the next two. Leases expire in
+ * real time.
  */
 #ifndef KV_LOCK_SERVER_H
 #define KV_LOCK_SERVER_H
@@ -563,12 +564,14 @@ static const struct kv_scheme plain_schemes[] = {{"nolocks", false, 1}, {NULL, f
 
 static const struct kv_driver fake_driver = {
     .abi = KV_DRIVER_ABI, .name = "lockfake", .schemes = fake_schemes,
-    .capabilities = KV_CAN_MOVE | KV_CAN_LOCK | KV_CAN_LEASE | KV_CAN_TTL | KV_CAN_TXN, .limits = {.value_max = 60, .lease_min = 0.03},
+    .capabilities = KV_CAN_MOVE | KV_CAN_LOCK | KV_CAN_LEASE | KV_CAN_TTL | KV_CAN_TXN,
+    .limits = {.value_max = 60, .lease_min = 0.03},
     FAKE_SLOTS};
 
 static const struct kv_driver thread_driver = {
     .abi = KV_DRIVER_ABI, .name = "lockthread", .schemes = thread_schemes,
-    .capabilities = KV_CAN_MOVE | KV_CAN_LOCK | KV_CAN_LEASE | KV_CAN_TTL | KV_CAN_TXN | KV_CAN_ANY_THREAD, .limits = {.value_max = 60},
+    .capabilities = KV_CAN_MOVE | KV_CAN_LOCK | KV_CAN_LEASE | KV_CAN_TTL | KV_CAN_TXN | KV_CAN_ANY_THREAD,
+    .limits = {.value_max = 60},
     FAKE_SLOTS};
 
 static const struct kv_driver plain_driver = {

@@ -4,8 +4,8 @@
  *   hang        never answers      sent       never answers, and was sent
  *   lost        was sent, and the answer was lost
  *   cling       never answers, and is let go of only a while after it was cancelled
- * Its "server" is a small table that the tests change through it, and whose changes it feeds to watches. A second scheme, snap:, feeds
- * whole states instead.
+ * Its "server" is a small table that the tests change through it, and whose changes it feeds to watches. A second
+ * scheme, snap:, feeds whole states instead.
  */
 #include "check.h"
 
@@ -98,7 +98,8 @@ static void answer(struct kv_op *op) {
     case KV_GET: {
       int slot = find_slot(op->key);
       if (slot >= 0)
-        host->pair(op, text(table[slot].key), text(table[slot].value), table[slot].revision, table[slot].created, false);
+        host->pair(op, text(table[slot].key), text(table[slot].value), table[slot].revision, table[slot].created,
+                   false);
       op->result.revision = revision;
       break;
     }
@@ -365,13 +366,14 @@ TEST(closing_answers_everyone) {
 TEST(closing_with_very_many_requests_is_quick) {
   enum { MANY = 60000 };
   kv_store *store = open_store("fake://here");
+  int64_t begun = kv_clock();
   for (int i = 0; i < MANY; i++) send_request(store, KV_GET, "cling", "", 60);
   CHECK_EQ(code_of(ask(store, KV_GET, "plain", "", 60)), KV_OK);
-  int64_t before = kv_clock();
+  int64_t before = kv_clock(), asking_took = before - begun;
   kv_close(store);
   for (int i = 0; i < MANY; i++) CHECK_EQ(code_of(next_reply()), KV_CLOSED);
   CHECK(kv_close_wait(store, 60));
-  CHECK(kv_clock() - before < 3 * KV_SECOND); /* quadratic would be half a minute */
+  CHECK(kv_clock() - before < 10 * asking_took + KV_SECOND); /* quadratic would be a hundred times as long */
   kv_store_free(store);
 }
 
@@ -706,11 +708,16 @@ static kv_store *open_with_history(uint64_t revisions) {
   return store;
 }
 
+static kv_watch *resume_watch(kv_store *store) {
+  kv_watch_options options = {.key = text("d"), .tree = true, .resume = true, .after = resume_after};
+  return open_watch(store, options);
+}
+
 TEST(a_slow_consumer_who_resumed_misses_no_delete) {
   kv_store *store = open_with_history(150000); /* far more than the cap */
   replay = replay_history;
   kv_event event;
-  kv_watch *watch = open_watch(store, (kv_watch_options){.key = text("d"), .tree = true, .resume = true, .after = resume_after});
+  kv_watch *watch = resume_watch(store);
   uint64_t seen = resume_after;
   bool in_order = true, gone = false;
   while (seen < flood_until && next_event(watch, &event) == 1) {
@@ -735,7 +742,7 @@ TEST(a_history_that_is_cut_before_a_resumed_watch_caught_up_ends_it) {
   replay = replay_one_and_lose;
   kv_event event;
   kv_error error;
-  kv_watch *watch = open_watch(store, (kv_watch_options){.key = text("d"), .tree = true, .resume = true, .after = resume_after});
+  kv_watch *watch = resume_watch(store);
   while (replay || !kv_watch_connected(watch)) kv_reply_free(next_reply()); /* again */
   on_server(lose_compacted);
   CHECK_EQ(next_event(watch, &event), 1);
@@ -752,7 +759,7 @@ TEST(a_history_that_is_cut_later_is_healed) {
   kv_store *store = open_with_history(100);
   replay = replay_history;
   kv_event event;
-  kv_watch *watch = open_watch(store, (kv_watch_options){.key = text("d"), .tree = true, .resume = true, .after = resume_after});
+  kv_watch *watch = resume_watch(store);
   for (int i = 0; i < 100; i++) CHECK_EQ(next_event(watch, &event), 1);
   on_server(go_deaf);
   on_server(delete_a);

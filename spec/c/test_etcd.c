@@ -1,6 +1,6 @@
 /*
- * test_etcd.c - the etcd driver through the public C API, on a real etcd: keys and values, conditions, listings, transactions, leases,
- * locks. Without an etcd binary the tests are left out, with a note.
+ * test_etcd.c - the etcd driver through the public C API, on a real etcd: keys and values, conditions, listings,
+ * transactions, leases, locks. Without an etcd binary the tests are left out, with a note.
  */
 #include "etcd_server.h"
 
@@ -138,7 +138,8 @@ TEST(large_listing) {
 static const char *raw_keys(const char *prefix) {
   static char joined[2000];
   char command[300];
-  snprintf(command, sizeof command, "ETCDCTL_API=3 etcdctl --endpoints=127.0.0.1:%d get --keys-only --prefix -- '%s' | tr '\n' ' '",
+  snprintf(command, sizeof command,
+           "ETCDCTL_API=3 etcdctl --endpoints=127.0.0.1:%d get --keys-only --prefix -- '%s' | tr '\n' ' '",
            shared_server.port, prefix);
   FILE *pipe = popen(command, "r");
   size_t size = pipe ? fread(joined, 1, sizeof joined - 1, pipe) : 0;
@@ -292,7 +293,8 @@ TEST(leases) {
   CHECK_STR(list(store, "", 0, 0), "a b");
   REQUIRE(kv_lease_wait_lost(lease, queue, 10, 6, NULL, NULL) == KV_OK);
   char command[600], id[100] = "";
-  snprintf(command, sizeof command, "ETCDCTL_API=3 etcdctl --endpoints=127.0.0.1:%d lease list | tail -1", shared_server.port);
+  snprintf(command, sizeof command, "ETCDCTL_API=3 etcdctl --endpoints=127.0.0.1:%d lease list | tail -1",
+           shared_server.port);
   FILE *pipe = popen(command, "r");
   CHECK(pipe && fgets(id, sizeof id, pipe));
   if (pipe) pclose(pipe);
@@ -331,7 +333,8 @@ static kv_code release(kv_lock *lock) {
 static int server_watchers(void) {
   char command[200], line[100] = "";
   snprintf(command, sizeof command,
-           "curl -s http://127.0.0.1:%d/metrics | sed -n 's/^etcd_debugging_mvcc_watcher_total //p'", shared_server.port);
+           "curl -s http://127.0.0.1:%d/metrics | sed -n 's/^etcd_debugging_mvcc_watcher_total //p'",
+           shared_server.port);
   FILE *pipe = popen(command, "r");
   bool good = pipe && fgets(line, sizeof line, pipe);
   if (pipe) pclose(pipe);

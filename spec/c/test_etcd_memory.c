@@ -1,8 +1,10 @@
 /*
- * test_etcd_memory.c - the etcd driver when memory runs out: each allocation of a life with some of everything fails in turn, those of
- * nghttp2 among them. Whatever fails, every request is answered, the store works when there is memory again, and nothing is left behind.
+ * test_etcd_memory.c - the etcd driver when memory runs out: each allocation of a life with some of everything fails
+ * in turn, those of nghttp2 among them. Whatever fails, every request is answered, the store works when there is
+ * memory again, and nothing is left behind.
  *
- * The binary's own malloc() stands before the C library's. Under sanitizers and valgrind, which bring theirs, nothing fails.
+ * The binary's own malloc() stands before the C library's. Under sanitizers and valgrind, which bring theirs, nothing
+ * fails.
  */
 #include <stdatomic.h>
 #include <stdbool.h>
@@ -72,14 +74,16 @@ static void live(kv_store *store) {
   kv_lease *lease = NULL;
   kv_watch_options options = {.tree = true, .previous = true};
   (void)kv_watch_open(store, queue, &options, 1, &watch, NULL);
-  for (int i = 0; i < 2; i++) {
-    asked += submit(store, &(kv_request){.kind = KV_PUT, .key = KV_TEXT("a/b"), .value = text(values[i]), .timeout = 5}) != 0;
-    asked += submit(store, &(kv_request){.kind = KV_GET, .key = KV_TEXT("a/b"), .timeout = 5}) != 0;
-    asked += submit(store, &(kv_request){.kind = KV_LIST, .timeout = 5}) != 0;
-  }
-  asked += submit(store, &(kv_request){.kind = KV_LIST, .flags = KV_SHALLOW, .timeout = 5}) != 0;
-  asked += submit(store, &(kv_request){.kind = KV_PUT, .key = KV_TEXT("ttl"), .ttl = 5, .timeout = 5}) != 0;
-  asked += submit(store, &(kv_request){.kind = KV_PUT, .key = KV_TEXT("new"), .condition = KV_IF_ABSENT, .timeout = 5}) != 0;
+  const kv_request requests[] = {
+    {.kind = KV_PUT, .key = KV_TEXT("a/b"), .value = text(values[0])},
+    {.kind = KV_GET, .key = KV_TEXT("a/b")},
+    {.kind = KV_LIST},
+    {.kind = KV_PUT, .key = KV_TEXT("a/b"), .value = text(values[1])},
+    {.kind = KV_LIST, .flags = KV_SHALLOW},
+    {.kind = KV_PUT, .key = KV_TEXT("ttl"), .ttl = 5},
+    {.kind = KV_PUT, .key = KV_TEXT("new"), .condition = KV_IF_ABSENT},
+    {.kind = KV_LIST, .flags = KV_KEYS_ONLY}};
+  for (size_t i = 0; i < sizeof requests / sizeof *requests; i++) asked += submit(store, &requests[i]) != 0;
   asked += kv_lease_open(store, queue, 5, 5, 2, NULL, &lease, NULL) == KV_OK;
   kv_lock *lock = kv_lock_new(store, &(kv_lock_options){.name = KV_TEXT("x"), .ttl = 2}, NULL);
   asked += lock && kv_lock_acquire(lock, queue, 5, 3, NULL, NULL) == KV_OK;
@@ -120,8 +124,8 @@ static bool life(long n) {
   return back_to(before);
 }
 
-/* The C library keeps the stack of a thread that ended, with what belongs to it: now and then one more. What is left behind each
- * time is ours. */
+/* The C library keeps the stack of a thread that ended, with what belongs to it: now and then one more. What is left
+ * behind each time is ours. */
 static bool leaves_nothing(long n) {
   for (int i = 0; i < 4; i++)
     if (life(n)) return true;

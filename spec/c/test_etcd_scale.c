@@ -152,7 +152,8 @@ TEST(large_listing_in_pages) {
   }
   CHECK_EQ(seen, COUNT);
   if (MEASURED) CHECK(peak - before <= bytes * 2);
-  if (MEASURED) printf("a listing: %.2f times its %zu bytes, in %zu pages\n", (double)(peak - before) / (double)bytes, bytes, count);
+  double ratio = (double)(peak - before) / (double)bytes;
+  if (MEASURED) printf("a listing: %.2f times its %zu bytes, in %zu pages\n", ratio, bytes, count);
   for (size_t i = 0; i < count; i++) kv_reply_free(pages[i]);
   CHECK_EQ(code_of(store, &(kv_request){.kind = KV_DELETE_TREE, .timeout = 60}), KV_OK);
   close_store(store);

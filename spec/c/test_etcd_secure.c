@@ -12,8 +12,9 @@ static bool have_etcd(void) {
 /* Users root and app; app may read and write below /app/ only. */
 static bool secure_server(struct server *server) {
   static const char *const commands[] = {
-    "user add root:secret", "user grant-role root root", "role add app", "role grant-permission app readwrite /app/ /app0",
-    "user add app:p@ss/word", "user grant-role app app", "auth enable"};
+    "user add root:secret", "user grant-role root root", "role add app",
+    "role grant-permission app readwrite /app/ /app0", "user add app:p@ss/word", "user grant-role app app",
+    "auth enable"};
   if (!server_start(server) || !etcdctl(server, "role add root")) return false;
   for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
     if (!etcdctl(server, commands[i])) return false;
@@ -44,7 +45,8 @@ TEST(users) {
   CHECK_EQ(put(elsewhere, "k", "1"), KV_DENIED);
   CHECK_STR(get(elsewhere, "k"), "denied");
   CHECK_STR(list(elsewhere, "", 0, 0), "denied");
-  CHECK_EQ(code_of(elsewhere, &(kv_request){.kind = KV_PUT, .key = KV_TEXT("k"), .condition = KV_IF_ABSENT}), KV_DENIED);
+  kv_request create = {.kind = KV_PUT, .key = KV_TEXT("k"), .condition = KV_IF_ABSENT};
+  CHECK_EQ(code_of(elsewhere, &create), KV_DENIED);
   CHECK_EQ(code_of(elsewhere, &(kv_request){.kind = KV_DELETE_TREE}), KV_DENIED);
   kv_watch *denied = watch_key(elsewhere, "", true);
   CHECK_STR(next_event(denied, 10), "denied");
@@ -78,7 +80,8 @@ TEST(users) {
   server_end(&server);
 }
 
-/* Simple tokens live in the server's memory, and the auth store's revision is in them: both ways they go stale under us. */
+/* Simple tokens live in the server's memory, and the auth store's revision is in them: both ways they go stale under
+ * us. */
 TEST(tokens_refresh) {
   struct server server = {.extra = {NULL}};
   if (!have_etcd()) return;
@@ -162,8 +165,8 @@ static bool openssl(const char *arguments) {
 static bool make_ca(const char *name) {
   char arguments[500];
   snprintf(arguments, sizeof arguments,
-           "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=%s -keyout %s/%s.key -out %s/%s.pem",
-           name, folder, name, folder, name);
+           "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=%s "
+           "-keyout %s/%s.key -out %s/%s.pem", name, folder, name, folder, name);
   return openssl(arguments);
 }
 
@@ -221,7 +224,8 @@ static kv_store *open_tls(const struct server *server, const char *host, const c
     if (!value) continue;
     *value++ = '\0';
     bool is_file = strcmp(word, "ca") == 0 || strcmp(word, "cert") == 0 || strcmp(word, "key") == 0;
-    to += sprintf(to, "%ctls.%s=%s%s%s", to == rest ? '?' : '&', word, is_file ? folder : "", is_file ? "/" : "", value);
+    to += sprintf(to, "%ctls.%s=%s%s%s", to == rest ? '?' : '&', word, is_file ? folder : "", is_file ? "/" : "",
+                  value);
   }
   snprintf(url, sizeof url, "etcds://%s:%d/%s", host, server->port, rest);
   return open_url(url, NULL);
@@ -231,7 +235,8 @@ static kv_store *open_tls(const struct server *server, const char *host, const c
 static kv_code tls_put(const struct server *server, const char *host, const char *options) {
   kv_store *store = open_tls(server, host, options);
   if (!store) return KV_CODE_COUNT;
-  kv_code code = code_of(store, &(kv_request){.kind = KV_PUT, .key = KV_TEXT("k"), .value = KV_TEXT("v"), .timeout = 1});
+  kv_request request = {.kind = KV_PUT, .key = KV_TEXT("k"), .value = KV_TEXT("v"), .timeout = 1};
+  kv_code code = code_of(store, &request);
   kv_close(store);
   CHECK(kv_close_wait(store, 5));
   kv_store_free(store);
@@ -268,7 +273,8 @@ TEST(tls) {
   for (int i = 0; i < 30; i++) {
     char key[20];
     snprintf(key, sizeof key, "large/%02d", i);
-    CHECK(submit(store, &(kv_request){.kind = KV_PUT, .key = text(key), .value = {value, sizeof value}, .timeout = 30}));
+    kv_request request = {.kind = KV_PUT, .key = text(key), .value = {value, sizeof value}, .timeout = 30};
+    CHECK(submit(store, &request));
   }
   int events = 0, replies = 0;
   for (double until = now() + 30; (events < 30 || replies < 30) && now() < until;) {
@@ -306,7 +312,8 @@ static bool copy_file(const char *from, const char *to) {
   return run_tool(command, log);
 }
 
-/* Certificates are replaced while a store is open: the next connection uses the new ones, and keeps the old ones if they are no good. */
+/* Certificates are replaced while a store is open: the next connection uses the new ones, and keeps the old ones if
+ * they are no good. */
 TEST(certificates_are_replaced) {
   struct server server = {.extra = {NULL}};
   if (!have_etcd()) return;

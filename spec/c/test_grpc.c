@@ -488,7 +488,8 @@ TEST(acknowledges_pings) {
   CHECK_EQ(acknowledged, 2);
   CHECK(memcmp(acknowledged_last, "ping two", 8) == 0);
   /* One who sends nothing but PINGs, and takes no answers, is not put up with. */
-  for (int i = 0; i < 1000; i++) nghttp2_submit_ping(pair.server.session, NGHTTP2_FLAG_NONE, (const uint8_t *)"ping all");
+  for (int i = 0; i < 1000; i++)
+    nghttp2_submit_ping(pair.server.session, NGHTTP2_FLAG_NONE, (const uint8_t *)"ping all");
   while (pump_down(pair.client, &pair.server, 1000)) continue;
   CHECK(grpc_failed(pair.client));
   pair_close(&pair);

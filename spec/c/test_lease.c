@@ -1,6 +1,6 @@
 /*
- * test_lease.c - leases, the store's session and late expiry against the server in memory of lock_server.h: what is kept alive, what
- * is lost and when that is told, and that nothing is left on the server in the end.
+ * test_lease.c - leases, the store's session and late expiry against the server in memory of lock_server.h: what is
+ * kept alive, what is lost and when that is told, and that nothing is left on the server in the end.
  */
 #include "lock_server.h"
 

@@ -55,6 +55,39 @@ TEST(a_watch_sees_what_another_process_writes) {
   close_store(store);
 }
 
+static void write_below(void *argument) {
+  char url[100];
+  (void)argument;
+  snprintf(url, sizeof url, "local:%s/below", folder);
+  kv_store *store = open_store(url);
+  CHECK_EQ(put(store, "a", "1"), KV_OK);
+  close_store(store);
+}
+
+TEST(a_relative_path_is_that_of_the_beginning) {
+  char before[1000];
+  REQUIRE(getcwd(before, sizeof before) != NULL);
+  new_folder();
+  REQUIRE(chdir(folder) == 0);
+  kv_store *store = open_store("local:below");
+  REQUIRE(store != NULL);
+  CHECK_EQ(chdir("/"), 0);
+  CHECK_EQ(put(store, "b", "1"), KV_OK);
+  kv_watch *watch = watch_tree(store, "");
+  CHECK_STR(next_event(watch, 5), "b=1@1");
+  CHECK(wait_synced(watch));
+  struct child child = start_child(write_below, NULL);
+  CHECK_STR(next_event(watch, 20), "a=1@2");
+  CHECK_EQ(join_child(&child), 0);
+  kv_lock *lock = new_lock(store, "l", 5); /* makes a file */
+  CHECK_EQ(acquire(lock, 5), KV_OK);
+  CHECK_EQ(release(lock), KV_OK);
+  kv_lock_free(lock);
+  kv_watch_free(watch);
+  close_store(store);
+  CHECK_EQ(chdir(before), 0);
+}
+
 static void write_short_lived(void *argument) {
   (void)argument;
   kv_store *store = open_store(NULL);
@@ -152,7 +185,7 @@ TEST(a_lock_of_a_killed_process_is_free_at_once) {
   new_folder();
   kv_store *store = open_store(NULL);
   REQUIRE(store != NULL);
-  double worst = 0;
+  int at_once = 0;
   for (int round = 0; round < 10; round++) {
     struct child child = start_child(hold_lock, NULL);
     CHECK_EQ(listen_to(&child), 'h');
@@ -165,11 +198,13 @@ TEST(a_lock_of_a_killed_process_is_free_at_once) {
     kill_child(&child);
     double dead = seconds_now();
     CHECK_EQ(keep_reply(next_reply(tag)), KV_OK);
-    if (seconds_now() - dead > worst) worst = seconds_now() - dead;
+    double took = seconds_now() - dead;
+    CHECK(took < SOON);
+    if (took < 0.1) at_once++;
     CHECK_EQ(release(lock), KV_OK);
     kv_lock_free(lock);
   }
-  CHECK(worst < (SANITIZED ? SOON : 0.1));
+  CHECK(at_once > 5 || SANITIZED); /* but when the machine has something else to do */
   close_store(store);
 }
 

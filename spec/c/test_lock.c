@@ -1,6 +1,6 @@
 /*
- * test_lock.c - the lock machine against a server in memory: every way through it, each fault at each step, giving up at
- * every point where it waits. What is always checked in the end: no entry and no lease is left on the server.
+ * test_lock.c - the lock machine against a server in memory: every way through it, each fault at each step, giving up
+ * at every point where it waits. What is always checked in the end: no entry and no lease is left on the server.
  */
 #include "lock_server.h"
 

@@ -1,6 +1,6 @@
 /*
- * test_protobuf.c - the protobuf reader and writer (csrc/wire/protobuf.c), and etcd's messages on top of them: good ones, each byte that
- * may be missing, and numbers that cannot be.
+ * test_protobuf.c - the protobuf reader and writer (csrc/wire/protobuf.c), and etcd's messages on top of them: good
+ * ones, each byte that may be missing, and numbers that cannot be.
  */
 #include "check.h"
 #include "drivers/etcd/messages.h"
@@ -25,7 +25,8 @@ TEST(reads_all_types) {
   CHECK_EQ(field.number, 1);
   CHECK_EQ(field.type, PB_VARINT);
   CHECK_EQ(field.value, 150);
-  REQUIRE(read_one(BYTES(0x12, 0x03, 'a', 0x00, 'c'), &field));
+  static const uint8_t bytes[] = {0x12, 0x03, 'a', 0x00, 'c'}; /* the field points into them */
+  REQUIRE(read_one(bytes, sizeof bytes, &field));
   CHECK_EQ(field.number, 2);
   CHECK_EQ(field.type, PB_BYTES);
   CHECK(field.size == 3 && memcmp(field.data, "a\0c", 3) == 0);
@@ -117,8 +118,8 @@ TEST(writes) {
   pb_bytes(&writer, 3, "xyz", 3);
   pb_bytes_always(&writer, 4, NULL, 0);
   pb_number(&writer, 16, UINT64_MAX);
-  CHECK(wrote(&writer, BYTES(0x08, 0x96, 0x01, 0x10, 0x00, 0x1a, 3, 'x', 'y', 'z', 0x22, 0, 0x80, 0x01, 0xff, 0xff, 0xff,
-                             0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01)));
+  CHECK(wrote(&writer, BYTES(0x08, 0x96, 0x01, 0x10, 0x00, 0x1a, 3, 'x', 'y', 'z', 0x22, 0, 0x80, 0x01, 0xff, 0xff,
+                             0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x01)));
   pb_clear(&writer);
   size_t outer = pb_begin(&writer, 1), inner = pb_begin(&writer, 2);
   pb_bytes(&writer, 3, "in", 2);

@@ -13,7 +13,8 @@
 #include "core/core.h"
 #include "drivers/driver.h"
 
-/* ------------------------------------------------------------------ a driver: "a" is answered at once, "late" in 3 ms, "never" never */
+/* ------------------------------------------------------------------ a driver: "a" is answered at once, "late" in 3 ms,
+ * "never" never */
 
 static const struct kv_host *host;
 static _Thread_local char here; /* its address tells threads apart */
@@ -120,7 +121,8 @@ static kv_code ask(kv_store *store, kv_queue *queue, const char *key, double tim
   return next_code(queue);
 }
 
-/* Ask until the driver is asked in our thread: at most 10 seconds, because a loaded machine may not let us be quick enough. */
+/* Ask until the driver is asked in our thread: at most 10 seconds, because a loaded machine may not let us be quick
+ * enough. */
 static bool becomes_ours(kv_store *store, kv_queue *queue) {
   int64_t until = kv_clock() + 10 * KV_SECOND;
   do {

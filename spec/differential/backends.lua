@@ -8,14 +8,44 @@ local util = require("spec.support.util")
 
 local CAPABILITIES = {"txn", "ttl", "lock", "lease", "resume", "every_version"}
 
--- `server` is a constructor of spec/support/servers.lua; what it makes has url() and stop().
-local known = {
-  ["local"] = {url = function() return "local:" .. util.folder() .. "/store?sync=none" end},
-  etcd = {server = "etcd"},
-  etcd2 = {server = "etcd2", traits = {directories = true}},
-  consul = {server = "consul"},
-  zookeeper = {server = "zookeeper", traits = {loose_created = true}},
-}
+-- start() gives a function that returns a URL each time it is called, and one that ends what was started.
+local known = {}
+
+-- A server of spec/support/servers.lua, by the name of its constructor; what it makes has url() and stop().
+local function server(name, options)
+  return function()
+    local one = require("spec.support.servers")[name](options or {})
+    return function() return one:url() end, function() one:stop() end
+  end
+end
+
+-- A cluster: every store begins at another member.
+local function cluster(constructor)
+  return function()
+    local members, hosts, scheme = constructor(), {}, nil
+    for i, member in ipairs(members) do
+      scheme, hosts[i] = member:url():match("^(%w+)://(.+)$")
+    end
+    local function url()
+      table.insert(hosts, table.remove(hosts, 1))
+      return scheme .. "://" .. table.concat(hosts, ",")
+    end
+    return url, function()
+      for _, member in ipairs(members) do member:stop() end
+    end
+  end
+end
+
+known["local"] = {start = function()
+  local path = util.folder() .. "/store"
+  return function() return "local:" .. path .. "?sync=none" end, function() end
+end}
+known.etcd = {start = server("etcd")}
+known["etcd-plain"] = {start = server("etcd"), options = {leading_slash = false}}
+known["etcd-cluster"] = {start = cluster(function() return require("spec.support.servers").cluster(3) end)}
+known.etcd2 = {start = server("etcd2"), traits = {directories = true}}
+known.consul = {start = server("consul")}
+known.zookeeper = {start = server("zookeeper"), traits = {loose_created = true}}
 
 local backends = {}
 
@@ -24,12 +54,11 @@ local backends = {}
 -- @treturn table {name =, traits =, open = function(options) -> store, stop = function()}
 function backends.start(name)
   local entry = assert(known[name], "there is no backend " .. name)
-  local server = entry.server and require("spec.support.servers")[entry.server]{}
-  local url = server and server:url() or entry.url()
-  local backend = {name = name, traits = {}}
-  function backend.open(options) return kv.open(url, options) end
-  function backend.stop()
-    if server then server:stop() end
+  local url, stop = entry.start()
+  local backend = {name = name, traits = {}, stop = stop}
+  function backend.open(options)
+    for option, value in pairs(entry.options or {}) do options[option] = value end
+    return kv.open(url(), options)
   end
   local store = assert(backend.open{})
   for _, capability in ipairs(CAPABILITIES) do backend.traits[capability] = store:supports(capability) end

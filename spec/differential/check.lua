@@ -76,7 +76,7 @@ end
 
 --- Shrink the program of a difference.
 -- @tparam table limits tries, seconds, bound: how long to wait for what must come (3)
--- @treturn table the difference that the smallest program shows
+-- @treturn table the difference that the smallest program shows: `difference` itself when none showed one again
 -- @treturn integer how many were tried
 function check.shrink(backend, difference, limits)
   local smallest = difference

@@ -21,7 +21,8 @@ local KEYS = {"a", "b", "a/b", "a/c", "a/b/c", "a/b0", "ab", "a-b", "a.b", "b/x"
   "b/x y+%", "c/d"}
 local BAD_KEYS = {"", "/", "a/../b", ".", ".kv/a", "a/\1"}
 local DIRS = {"", "a", "a/b", "b", "c", "c/d", "nowhere", "/a/", "ab"}
-local VALUES = {"1", "2", "3", "4", "1", "", "\0\255\n\"", ("x"):rep(3000)}
+-- The same value again is a change, too.
+local VALUES = {"1", "1", "1", "2", "3", "4", "", "\0\255\n\"", ("x"):rep(3000)}
 local TOO_LARGE = ("x"):rep(512 * 1024 + 1)
 
 local STORES = {{"s0", 60}, {"s1", 15}, {"s2", 15}, {"s3", 10}}
@@ -159,7 +160,7 @@ end
 function Maker:previous(store, key, can_be_none)
   local full, found = canonical(store, key), nil
   local none = {"none", not can_be_none and 0 or self.run.world.keys[full] and 15 or 60}
-  local how = self.random:weighted{none, {"same", 60}, {"old", 15}, {"other", 5}, {"wrong", 4}, {"zero", 2}}
+  local how = self.random:weighted{none, {"same", 60}, {"old", 25}, {"other", 5}, {"wrong", 4}, {"zero", 2}}
   if how == "none" then return {none = true} end
   if how == "zero" then return {zero = true} end
   if how == "same" then found = self:reference(full, true) end
@@ -224,7 +225,7 @@ end
 
 --- The program of a seed.
 -- @tparam integer seed
--- @tparam[opt=30] integer length about so many steps at most
+-- @tparam[opt=50] integer length about so many steps at most
 return function(seed, length)
   local random = Random.new(seed)
   local program = {seed = seed, steps = {}}
@@ -236,7 +237,7 @@ return function(seed, length)
     last_id = 0, settled = 0}, Maker)
   self.run = run_program.begin(program, environments.of_model(ALL, 1), {})
   local list = choices(program)
-  for _ = 1, 5 + random:upto(length or 30) do
+  for _ = 1, 5 + random:upto(length or 50) do
     add(self, random:weighted(list))
     settle_in_time(self)
   end

@@ -142,6 +142,7 @@ function Store:close()
   for lease in pairs(handle.leases) do
     for _, key in ipairs(lease:finish()) do gone[#gone + 1] = key end
   end
+  for lock in pairs(handle.locks) do lock:give_up("closed") end
   for lock in pairs(handle.locks) do
     if lock:abandon() then freed[#freed + 1] = lock.full end
   end

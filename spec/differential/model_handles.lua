@@ -159,6 +159,10 @@ function Lease:revoke()
   return true
 end
 
+function Lease:wait_lost()
+  return ours.refuse(self.ended and "not_held" or "timeout")
+end
+
 -- ------------------------------------------------------------------ locks
 
 local Lock = {}
@@ -227,7 +231,6 @@ end
 
 --- The handle's store is closed. Was it held?
 function Lock:abandon()
-  self:give_up("closed")
   local line = line_of(self)
   if line.holder ~= self then return false end
   pass_on(line)
@@ -240,6 +243,10 @@ function Lock:release()
   if line.holder ~= self then return ours.refuse("not_held") end
   pass_on(line)
   return true
+end
+
+function Lock:wait_lost()
+  return ours.refuse(self:held() and "timeout" or "not_held")
 end
 
 function Lock:held()

@@ -5,7 +5,7 @@
 --    --seed N        the first program's seed (1); the next ones have N + 1, N + 2, ...
 --    --programs N    how many (300)
 --    --backends A,B  where (local); names are in backends.lua
---    --length N      about so many steps at most (30)
+--    --length N      about so many steps at most (50)
 --    --lanes N       so many programs at once (12)
 --    --shown N       so many differences of a backend are shrunk (3), the others are named
 --    --print         print the programs and what the model says to them, and run nothing
@@ -35,7 +35,7 @@ local function usage(problem)
 end
 
 local function parse(words)
-  local options = {seed = 1, programs = 300, backends = "local", length = 30, lanes = 12, shown = SHOWN}
+  local options = {seed = 1, programs = 300, backends = "local", length = 50, lanes = 12, shown = SHOWN}
   local at = 1
   while words[at] do
     local name = words[at]:match("^%-%-(%l+)$")
@@ -74,6 +74,7 @@ local function show(backend, difference, options)
     print("  nothing is proved: the machine was too slow for a key with a short life")
   else
     local smallest, tried = check.shrink(backend, difference, {tries = SHRINK_TRIES, seconds = SHRINK_SECONDS})
+    if smallest == difference then print("  it did not happen again; does it depend on time, or on other programs?") end
     print(("  shrunk from %d steps to %d in %d tries:"):format(#program.steps, #smallest.program.steps, tried))
     print(source.program(smallest.program, "    ", smallest.at))
     print("  the model: " .. tostring(smallest.expected))

@@ -203,8 +203,8 @@ local run_program = {Run = Run}
 -- @tparam table hints what the model foresaw; filled by the model
 function run_program.begin(program, env, hints)
   return setmetatable({program = program, env = env, world = env.world, traits = env.traits, names = Names.new(),
-    hints = hints, stores = {}, results = {}, leases = {}, watches = {}, mirrors = {}, locks = {}, waiters = {},
-    born = {}}, Run)
+    hints = hints, stores = {}, results = {}, leases = {}, lease_stores = {}, watches = {}, mirrors = {}, locks = {},
+    waiters = {}, born = {}}, Run)
 end
 
 --- Run its step at `at`.

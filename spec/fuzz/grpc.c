@@ -71,6 +71,9 @@ static void act(struct grpc_connection *connection, unsigned what) {
       if (watched->open) grpc_send(connection, &watched->call, "more", 4);
       break;
     case 4: grpc_ping(connection); break;
+    case 5:
+      if (grpc_owes_acknowledgement(connection)) grpc_acknowledge(connection);
+      break;
     default: produce(connection); break;
   }
 }

@@ -1,7 +1,7 @@
 /*
- * Fuzz what a hostile server may put into a message: each reader of csrc/drivers/etcd/messages.c gets the input, on top of
- * csrc/wire/protobuf.c. What they give must lie inside of the message and respect the limits that the driver counts on, and a
- * reader that refused must not have run past its end.
+ * Fuzz what a hostile server may put into a message: each reader of csrc/drivers/etcd/messages.c gets the input, on top
+ * of csrc/wire/protobuf.c. What they give must lie inside of the message and respect the limits that the driver counts
+ * on, and a reader that refused must not have run past its end.
  */
 #include <stdlib.h>
 #include <string.h>

@@ -1,8 +1,8 @@
 /*
- * host.c - a Lua 5.4 interpreter for instrumented runs. A sanitizer's runtime must be in the program before anything else
- * is loaded, which Debian's lua5.4 cannot offer; this program is linked with the static library, exports the Lua
- * API to the modules that it loads, and otherwise does what `lua FILE ARGUMENT...` does. It closes the state at the end, so that a
- * leak checker sees what is left.
+ * host.c - a Lua 5.4 interpreter for instrumented runs. A sanitizer's runtime must be in the program before anything
+ * else is loaded, which Debian's lua5.4 cannot offer; this program is linked with the static library, exports the Lua
+ * API to the modules that it loads, and otherwise does what `lua FILE ARGUMENT...` does. It closes the state at the
+ * end, so that a leak checker sees what is left.
  */
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,8 +1,10 @@
 /*
- * native.c - what the specs need of the system and plain Lua lacks: processes, free ports, temporary folders, a clock, fork.
+ * native.c - what the specs need of the system and plain Lua lacks: processes, free ports, temporary folders, a clock,
+ * fork.
  *
- * A process made by spawn() is a userdata: it is killed when it is collected and when the test program ends, so that no server
- * outlives a crashed run. Nothing here knows kv. The module runs on every Lua from 5.1 and is loaded as spec.native.
+ * A process made by spawn() is a userdata: it is killed when it is collected and when the test program ends, so that no
+ * server outlives a crashed run. Nothing here knows kv. The module runs on every Lua from 5.1 and is loaded as
+ * spec.native.
  */
 #include <arpa/inet.h>
 #include <errno.h>

@@ -3,14 +3,14 @@
  *
  *     proxy TARGET_PORT [LISTEN_PORT]     0 as target: only the modes that need no server
  *
- * It prints its port, then reads commands from its input, one a line, and answers each with "ok" or a number. It ends when its
- * input does. A mode holds for connections made from then on; "now MODE" changes those that are open as well.
+ * It prints its port, then reads commands from its input, one a line, and answers each with "ok" or a number. It ends
+ * when its input does. A mode holds for connections made from then on; "now MODE" changes those that are open as well.
  *
  *   pass              forward both ways
  *   silent            accept, read, never answer (the server is not asked)
  *   drop-answers      forward requests, throw answers away
  *   hold-answers      forward requests, keep answers until the mode changes ("now pass" sends them)
- *   hold-requests     keep requests until the mode changes
+ *   hold-requests     keep requests until the mode changes;  hold-all: both
  *   close             accept and close;          reset: the same by RST
  *   garbage           answer with bytes that are no HTTP/2
  *   oversized         a good SETTINGS frame, then a frame that says it has 16 MB
@@ -27,7 +27,7 @@
  *   cut               close all connections now;  cut-reset: the same by RST
  *   cut-after N       close each connection after N more bytes of answers (in the middle of a frame)
  *   corrupt-after N   after N more bytes of answers, flip bits in the next 64
- *   connections       how many were accepted so far;  open: how many are open;  requests: bytes that clients sent so far
+ *   connections       how many were accepted so far; open: how many are open; requests: bytes that clients sent
  *   refuse            stop listening;  listen: listen again on the same port
  */
 #include <arpa/inet.h>
@@ -49,12 +49,14 @@
 #define BUFFER_SIZE (1 << 20)
 
 enum mode {
-  PASS, SILENT, DROP_ANSWERS, HOLD_ANSWERS, HOLD_REQUESTS, CLOSE, RESET, GARBAGE, OVERSIZED, BAD_SETTINGS, GOAWAY,
+  PASS, SILENT, DROP_ANSWERS, HOLD_ANSWERS, HOLD_ALL, HOLD_REQUESTS, CLOSE, RESET, GARBAGE, OVERSIZED, BAD_SETTINGS,
+  GOAWAY,
   STATUS, NO_STATUS, HTTP, LONG_MESSAGE, HALF_MESSAGE, BAD_MESSAGE, FLOOD, MODE_COUNT
 };
 
 static const char *const mode_names[MODE_COUNT] = {
-    "pass", "silent", "drop-answers", "hold-answers", "hold-requests", "close", "reset", "garbage", "oversized",
+    "pass", "silent", "drop-answers", "hold-answers", "hold-all", "hold-requests", "close", "reset", "garbage",
+    "oversized",
     "bad-settings", "goaway", "status", "no-status", "http", "long-message", "half-message", "bad-message", "flood"};
 
 struct stream {
@@ -112,6 +114,10 @@ static void close_connection(struct connection *connection, bool reset) {
 static void close_all(bool reset) {
   while (connection_count > 0) close_connection(&connections[connection_count - 1], reset);
 }
+
+static bool keeps_answers(enum mode mode) { return mode == HOLD_ANSWERS || mode == HOLD_ALL; }
+
+static bool keeps_requests(enum mode mode) { return mode == HOLD_REQUESTS || mode == HOLD_ALL; }
 
 static bool wants_server(enum mode mode) { return mode <= HOLD_REQUESTS && mode != SILENT; }
 
@@ -314,14 +320,15 @@ static void corrupt(struct stream *answers) {
     corrupt_after -= (long)answers->size;
     return;
   }
-  for (size_t i = (size_t)corrupt_after; i < answers->size && i < (size_t)corrupt_after + 64; i++) answers->data[i] ^= 0xa5;
+  for (size_t i = (size_t)corrupt_after; i < answers->size && i < (size_t)corrupt_after + 64; i++)
+    answers->data[i] ^= 0xa5;
   corrupt_after = -1;
 }
 
 /* Answers to the client, up to where they are to be cut. False: close the connection. */
 static bool give_answers(struct connection *connection) {
   struct stream *answers = &connection->answers;
-  if (connection->mode == HOLD_ANSWERS) return true;
+  if (keeps_answers(connection->mode)) return true;
   if (connection->mode == DROP_ANSWERS) answers->size = 0;
   if (cut_after >= 0 && answers->size >= (size_t)cut_after) {
     give(connection->client, answers, (size_t)cut_after);
@@ -351,7 +358,8 @@ static bool serve(struct connection *connection, short client_events, short serv
   if (connection->mode == SILENT) {
     connection->requests.size = 0;
   } else if (wants_server(connection->mode)) {
-    if (connection->mode != HOLD_REQUESTS && !give(connection->server, &connection->requests, BUFFER_SIZE)) return false;
+    if (!keeps_requests(connection->mode) && !give(connection->server, &connection->requests, BUFFER_SIZE))
+      return false;
   } else {
     play_server(connection);
   }
@@ -432,8 +440,8 @@ static void turn(void) {
   size_t count = connection_count;
   for (size_t i = 0; i < count; i++) {
     struct connection *connection = &connections[i];
-    bool may_give = connection->mode != HOLD_ANSWERS && connection->answers.size > 0;
-    bool may_ask = connection->mode != HOLD_REQUESTS && connection->requests.size > 0 && connection->server >= 0;
+    bool may_give = !keeps_answers(connection->mode) && connection->answers.size > 0;
+    bool may_ask = !keeps_requests(connection->mode) && connection->requests.size > 0 && connection->server >= 0;
     polls[2 + 2 * i] = (struct pollfd){.fd = connection->client, .events = (short)(POLLIN | (may_give ? POLLOUT : 0))};
     polls[3 + 2 * i] = (struct pollfd){.fd = connection->server, .events = (short)(POLLIN | (may_ask ? POLLOUT : 0))};
   }

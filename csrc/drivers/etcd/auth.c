@@ -2,8 +2,8 @@
  * auth.c - user and password to a token, which goes with every call as metadata.
  *
  * The token is fetched when the first call needs it and kept across connections: tokens belong to the cluster. A call
- * that the server refuses because of its token was not applied; it drops the token (once, however many calls were refused
- * with it) and is made again with the next.
+ * that the server refuses because of its token was not applied; it drops the token (once, however many calls were
+ * refused with it) and is made again with the next.
  */
 #include <stdlib.h>
 #include <string.h>

@@ -1,9 +1,10 @@
 /*
  * call.c - calls: from an operation to a gRPC call and back.
  *
- * A call waits in etcd.waiting until there is a connection that may be used, is started (its bytes leave at the end of the turn,
- * together with all others of that turn), and is answered or ends. Calls come from a pool. What the server's refusals mean is
- * decided in etcd_code(), by the table of what may be sent again: only what was certainly not applied is KV_UNAVAILABLE.
+ * A call waits in etcd.waiting until there is a connection that may be used, is started (its bytes leave at the end
+ * of the turn, together with all others of that turn), and is answered or ends. Calls come from a pool. What the
+ * server's refusals mean is decided in etcd_code(), by the table of what may be sent again: only what was certainly
+ * not applied is KV_UNAVAILABLE.
  */
 #include <stdarg.h>
 #include <stdio.h>
@@ -200,7 +201,8 @@ static const struct grpc_handler handler = {.on_message = on_message, .on_end = 
 
 static void wait_for_link(struct etcd_call *call) {
   const char *reason = etcd_pause_reason(call->etcd);
-  if (reason && call->op && !call->op->attempt) { /* told once, in case it does not live to see the next attempt; then it waits */
+  /* Told once, in case its deadline comes before our next attempt; after that it waits. */
+  if (reason && call->op && !call->op->attempt) {
     etcd_finish(call, KV_UNAVAILABLE, "%s", reason);
     return;
   }

@@ -1,14 +1,14 @@
 /*
  * connection.c - one link to one member: a socket, TLS on it when wanted, HTTP/2 on that.
  *
- * Reading: everything that is there, in large pieces, fed to the gRPC machine; replies that come of it wake their queues once.
- * Writing: nothing is written when a call is started. At the end of the reactor's turn etcd_link_flush() takes what all calls of
- * that turn produced and hands it to the socket in one piece. A link keeps only what the socket did not take; the large buffers are
- * shared by all links of the process, which the one reactor thread serves in turn.
+ * Reading: everything that is there, in large pieces, fed to the gRPC machine; replies that come of it wake their
+ * queues once. Writing: nothing is written when a call is started. At the end of the reactor's turn etcd_link_flush()
+ * takes what all calls of that turn produced and hands it to the socket in one piece. A link keeps only what the
+ * socket did not take; the large buffers are shared by all links of the process, which are served one after the other.
  *
  * Keep-alive: while calls or watches are open, a silent server is asked by an HTTP/2 PING and must answer it. Where
- * there are other members to go to, we are less patient. A gRPC server takes PINGs that are less than 5 s apart for an attack; ours
- * keep a second more between them, because on the way one may be held up and the next may not.
+ * there are other members to go to, we are less patient. A gRPC server takes PINGs that are less than 5 s apart for
+ * an attack; ours keep a second more between them, because on the way one may be held up and the next may not.
  */
 #include <errno.h>
 #include <netinet/in.h>
@@ -296,7 +296,7 @@ bool etcd_link_check(struct etcd_link *link, int64_t *next) {
   return true;
 }
 
-/* A call was given up and the server has said nothing lately: ask now, so that the next caller need not wait as long. */
+/* A call was given up and the server has said nothing lately: ask now, so that the next caller waits less. */
 void etcd_link_doubt(struct etcd_link *link) {
   int64_t now = kv_etcd->now();
   if (now - link->heard < ETCD_SECOND || grpc_ping_pending(link->grpc)) return;

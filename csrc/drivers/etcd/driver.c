@@ -126,7 +126,7 @@ const struct kv_driver kv_driver_etcd = {
   .abi = KV_DRIVER_ABI,
   .name = "etcd",
   .schemes = schemes,
-  .capabilities = KV_CAN_TXN | KV_CAN_TTL | KV_CAN_LOCK | KV_CAN_LEASE | KV_CAN_WATCH | KV_CAN_RESUME |
+  .capabilities = KV_CAN_MOVE | KV_CAN_TXN | KV_CAN_TTL | KV_CAN_LOCK | KV_CAN_LEASE | KV_CAN_WATCH | KV_CAN_RESUME |
                   KV_CAN_EVERY_VERSION | KV_CAN_PAGING,
   .limits = {.value_max = VALUE_MAX, .lease_min = 1},
   .attach = attach,

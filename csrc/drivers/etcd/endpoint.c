@@ -1,11 +1,12 @@
 /*
  * endpoint.c - which member to talk to, and whether to talk at all.
  *
- * Nothing is connected until there is work. A new connection proves itself first: within connect_timeout it must answer
- * Maintenance.Status, so that calls are never sent into something that is no etcd, or that accepts and is silent; what fails before that
- * was certainly not applied. Each endpoint is tried once in a round; when a round failed, everything that waits is
- * answered (the core tries again as long as the deadlines allow), and the next round begins after a back-off. A member that has no
- * leader is passed over, but where no other is to be had it will do: it still answers reads that may be old.
+ * Nothing is connected until there is work. A new connection proves itself first: within connect_timeout it must
+ * answer Maintenance.Status, so that calls are never sent into something that is no etcd, or that accepts and is
+ * silent; what fails before that was certainly not applied. Each endpoint is tried once in a round; when a round
+ * failed, everything that waits is answered (the core tries again as long as the deadlines allow), and the next round
+ * begins after a back-off. A member that has no leader is passed over, but where no other is to be had it will do: it
+ * still answers reads that may be old.
  *
  * etcd_service() runs at the end of a turn of the reactor in which something changed. It is the one place that decides:
  * connect, log in, start what waits, flush, let old connections go.
@@ -74,7 +75,8 @@ static const char *endpoint_name(const struct etcd *etcd, size_t address, char *
 
 static void report(struct etcd_link *link, bool connected, const char *version) {
   char name[300];
-  kv_etcd->connected(link->etcd->backend, connected, endpoint_name(link->etcd, link->address, name, sizeof name), version);
+  endpoint_name(link->etcd, link->address, name, sizeof name);
+  kv_etcd->connected(link->etcd->backend, connected, name, version);
 }
 
 static void blame(struct etcd_link *link) {

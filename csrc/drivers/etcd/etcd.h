@@ -14,9 +14,9 @@
  *   watch.c         the one stream of watches
  *   driver.c        the table: create, start, cancel, close
  *
- * There is one current link. A link that is going away (GOAWAY, or its member lost the leader) moves to `old`, where its
- * calls come to their end, and the next work opens a new one. Links are torn down by service() and the socket's own callback alone,
- * never inside a callback of a call.
+ * There is one current link. A link that is going away (GOAWAY, or its member lost the leader) moves to `old`, where
+ * its calls come to their end, and the next work opens a new one. Links are torn down by service() and the socket's
+ * own callback alone, never inside a callback of a call.
  */
 #ifndef KV_ETCD_H
 #define KV_ETCD_H
@@ -163,7 +163,7 @@ struct etcd_watches {
 
 struct etcd_leases {
   struct etcd_stream stream;
-  struct etcd_list renewals; /* calls that wait for an answer on the stream, in the order of asking; op == NULL: given up */
+  struct etcd_list renewals; /* calls that wait for an answer on the stream, in order; op == NULL: given up */
 };
 
 struct etcd {

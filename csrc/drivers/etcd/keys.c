@@ -1,9 +1,10 @@
 /*
  * keys.c - names in etcd.
  *
- * A user's key `a/b` is stored as `/a/b` (option leading_slash, the default, as libkv and others do) or as `a/b`. What is
- * the library's own lives under `.kv/`, always without the slash: so with leading slashes nothing that watches the root sees it. The
- * queue of a lock is a range of its own: its name is escaped, so that lock `a` does not wait for lock `a/b`.
+ * A user's key `a/b` is stored as `/a/b` (option leading_slash, the default, as libkv and others do) or as `a/b`.
+ * What is the library's own lives under `.kv/`, always without the slash: so with leading slashes nothing that
+ * watches the root sees it. The queue of a lock is a range of its own: its name is escaped, so that lock `a` does not
+ * wait for lock `a/b`.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -12,7 +13,8 @@
 #include "etcd.h"
 
 static void append(struct etcd_key *out, const char *data, size_t size) {
-  if (size > sizeof out->data - out->size) size = sizeof out->data - out->size; /* the core keeps keys below KV_KEY_MAX */
+  size_t room = sizeof out->data - out->size; /* never too small: the core keeps keys below KV_KEY_MAX */
+  if (size > room) size = room;
   if (size) memcpy(out->data + out->size, data, size);
   out->size += size;
 }

@@ -1,8 +1,8 @@
 /*
  * lease.c - leases: grant, revoke, and one stream of keep-alives for all of them.
  *
- * Ids are chosen by us, so that a grant whose answer was lost is recognised when it is made again. The server may raise a TTL; what it
- * returns counts. A keep-alive that answers TTL 0 says that the lease is gone.
+ * Ids are chosen by us, so that a grant whose answer was lost is recognised when it is made again. The server may
+ * raise a TTL; what it returns counts. A keep-alive that answers TTL 0 says that the lease is gone.
  */
 #include <inttypes.h>
 #include <string.h>
@@ -63,7 +63,8 @@ void etcd_lease_grant(struct etcd *etcd, struct kv_op *op) {
 
 /* ------------------------------------------------------------------ leases of writes with a TTL */
 
-/* A put with a TTL has one lease, a transaction one for each of the different TTLs of its puts, in the order of their first. */
+/* A put with a TTL has one lease, a transaction one for each of the different TTLs of its puts, in the order of their
+ * first. */
 
 static bool is_first_of_its_ttl(const struct kv_op *op, size_t index) {
   double ttl = op->parts[index].ttl;
@@ -100,7 +101,8 @@ void etcd_ttl_abandon(struct etcd_call *call) {
 static void ttl_grant_done(struct etcd_call *call);
 
 static const struct etcd_exchange ttl_grant = {.path = "/etcdserverpb.Lease/LeaseGrant", .undo = true,
-                                               .encode = encode_ttl_grant, .decode = decode_grant, .done = ttl_grant_done};
+                                               .encode = encode_ttl_grant, .decode = decode_grant,
+                                                .done = ttl_grant_done};
 
 static void ttl_grant_done(struct etcd_call *call) {
   struct kv_op *op = call->op;
@@ -235,7 +237,8 @@ static void on_end(struct grpc_call *grpc, int status, const char *message) {
     code = KV_UNAVAILABLE;
   }
   if (link && etcd_member_unfit(status, message)) etcd_link_retire(link, message);
-  if (code == KV_OK || code == KV_LOST || code == KV_FAILED) code = KV_UNAVAILABLE; /* the lease itself was not judged */
+  /* The lease itself was not judged. */
+  if (code == KV_OK || code == KV_LOST || code == KV_FAILED) code = KV_UNAVAILABLE;
   fail_renewals(etcd, code, message);
 }
 
@@ -246,8 +249,9 @@ void etcd_stream_cancel(struct etcd_stream *stream) {
 }
 
 /*
- * Its answer may still come, and must not be taken for that of the next renewal: that one would be told to hold since it was sent, which
- * is later than what the server knows. So the call stays in line, and takes its answer. A server that owes two is not waited for.
+ * Its answer may still come, and must not be taken for that of the next renewal: that one would be told to hold since
+ * it was sent, which is later than what the server knows. So the call stays in line, and takes its answer. A server
+ * that owes two is not waited for.
  */
 void etcd_renewal_cancel(struct etcd_call *call) {
   struct etcd *etcd = call->etcd;
@@ -296,7 +300,8 @@ static bool decode_nothing(struct etcd_call *call, kv_slice message) {
 }
 
 /* Never sent as a call of its own: call.c hands it to etcd_leases_start(). */
-const struct etcd_exchange kv_etcd_keep_alive = {.path = "", .urgent = true, .encode = encode_nothing, .decode = decode_nothing};
+const struct etcd_exchange kv_etcd_keep_alive = {
+  .path = "", .urgent = true, .encode = encode_nothing, .decode = decode_nothing};
 
 void etcd_lease_renew(struct etcd *etcd, struct kv_op *op) {
   struct etcd_call *call = etcd_call_new(etcd, op);

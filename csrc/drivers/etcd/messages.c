@@ -1,8 +1,9 @@
 /*
- * messages.c - see messages.h. Field numbers are those of etcd's rpc.proto and kv.proto (3.3 to 3.6 agree on all of them).
+ * messages.c - see messages.h. Field numbers are those of etcd's rpc.proto and kv.proto (3.3 to 3.6 agree on all of
+ * them).
  *
- * Each reader walks over the fields once with one switch; what it does not know is passed over, as protobuf wants. A known field
- * of the wrong wire type makes the message malformed.
+ * Each reader walks over the fields once with one switch; what it does not know is passed over, as protobuf wants. A
+ * known field of the wrong wire type makes the message malformed.
  */
 #include "messages.h"
 
@@ -78,7 +79,8 @@ void etcd_write_compare(struct pb_writer *out, const struct etcd_compare *compar
   size_t mark = pb_begin(out, 1);
   pb_number(out, 2, (uint64_t)compare->target);
   write_slice(out, 3, compare->key);
-  pb_number_always(out, compare->target == ETCD_CREATE ? 5 : 6, compare->value); /* 0 must be told apart from "not given" */
+  /* 0 must be told apart from "not given". */
+  pb_number_always(out, compare->target == ETCD_CREATE ? 5 : 6, compare->value);
   write_slice(out, 64, compare->end);
   pb_end(out, mark);
 }

@@ -1,9 +1,9 @@
 /*
  * messages.h - the etcd v3 messages that the driver speaks, as plain structs.
  *
- * Requests are appended to a writer; replies are read from a slice without copying, so every slice in a reply points into
- * the message. The readers trust nothing: they return false for anything malformed, for numbers that cannot be (negative or
- * beyond 2^53 where a revision is expected), and never read outside of the slice.
+ * Requests are appended to a writer; replies are read from a slice without copying, so every slice in a reply points
+ * into the message. The readers trust nothing: they return false for anything malformed, for numbers that cannot be
+ * (negative or beyond 2^53 where a revision is expected), and never read outside of the slice.
  */
 #ifndef KV_ETCD_MESSAGES_H
 #define KV_ETCD_MESSAGES_H
@@ -147,7 +147,8 @@ struct etcd_event {
 };
 /* Read one event's message. */
 bool etcd_read_event(kv_slice message, struct etcd_event *event);
-/* The next event of a watch reply; the reader was made by etcd_events_init(). False at the end, and when malformed (pb_ok). */
+/* The next event of a watch reply; the reader was made by etcd_events_init(). False at the end, and when malformed
+ * (pb_ok). */
 void etcd_events_init(struct pb_reader *reader, kv_slice message);
 bool etcd_events_next(struct pb_reader *reader, struct etcd_event *event);
 

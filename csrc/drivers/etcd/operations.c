@@ -1,9 +1,10 @@
 /*
- * operations.c - get, put, delete, list, delete_tree, ping: what needs no condition. A put or delete with one is a transaction
- * (transaction.c).
+ * operations.c - get, put, delete, list, delete_tree, ping: what needs no condition. A put or delete with one is a
+ * transaction (transaction.c).
  *
- * A listing is read in ranges of a size that adapts to the pairs, all at the revision of the first, until there is a page of about
- * a megabyte, or what was asked for. A shallow listing steps over whole subdirectories: one range begins behind each.
+ * A listing is read in ranges of a size that adapts to the pairs, all at the revision of the first, until there is a
+ * page of about a megabyte, or what was asked for. A shallow listing steps over whole subdirectories: one range
+ * begins behind each.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -110,8 +111,8 @@ static bool decode_delete(struct etcd_call *call, kv_slice message) {
   return true;
 }
 
-static const struct etcd_exchange delete_key = {
-  .path = "/etcdserverpb.KV/DeleteRange", .write = true, .encode = encode_delete, .decode = decode_delete, .done = done_ok};
+static const struct etcd_exchange delete_key = {.path = "/etcdserverpb.KV/DeleteRange", .write = true,
+                                                .encode = encode_delete, .decode = decode_delete, .done = done_ok};
 
 void etcd_delete(struct etcd *etcd, struct kv_op *op) {
   run(etcd, op, op->condition != KV_ALWAYS ? &kv_etcd_delete_checked : &delete_key);
@@ -169,7 +170,8 @@ struct etcd_listing {
   uint64_t pairs;
   bool more;
   bool failed;              /* out of memory */
-  /* Shallow: the child that was seen last, and which of its beginnings are keys: "a" may be one, then "a-b" comes, then "a/c". */
+  /* Shallow: the child that was seen last, and which of its beginnings are keys: "a" may be one, then "a-b" comes,
+   * then "a/c". */
   char child[KV_KEY_MAX];
   size_t child_size;
   bool is_key[KV_KEY_MAX + 1];
@@ -378,7 +380,8 @@ static int order(const struct etcd_key *left, const struct etcd_key *right) {
 }
 
 /* Begin behind `after`, which may also lie before or behind all of the directory. */
-static void go_behind(const struct etcd *etcd, const struct etcd_listing *listing, kv_slice after, struct etcd_key *from) {
+static void go_behind(const struct etcd *etcd, const struct etcd_listing *listing, kv_slice after,
+                      struct etcd_key *from) {
   struct etcd_key behind;
   etcd_key_after(etcd, after, &behind);
   if (order(&behind, from) <= 0) return;

@@ -1,10 +1,11 @@
 /*
  * queue.c - the steps of a lock queue.
  *
- * The queue is a range of keys, one for each place, attached to the lease of that place and named by it. Whose key was created first holds;
- * the create revision is the token. A place belongs to one lease, which is new for each acquire, so its name alone tells an entry of ours
- * whose creation was not answered. Whatever is said about our place is said by a transaction that also compares its create
- * revision: an entry that expired and a queue that moved on are never taken for ours.
+ * The queue is a range of keys, one for each place, attached to the lease of that place and named by it. Whose key
+ * was created first holds; the create revision is the token. A lease has one place at a time, so the
+ * name of an entry alone tells one of ours whose creation was not answered. Whatever is said about our place
+ * is said by a transaction that also compares its create revision: an entry that expired and a queue that moved on
+ * are never taken for ours.
  */
 #include <inttypes.h>
 #include <stdio.h>

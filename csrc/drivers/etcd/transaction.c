@@ -1,17 +1,19 @@
 /*
  * transaction.c - transactions, and the puts and deletes that are conditional.
  *
- * All of them are one Txn: compares; what to do when all hold; and, in the other branch, a range for each compare, read at the same
- * revision, which tells the one that failed. The conditions of an operation are not stored anywhere: conditions() walks over them
- * again, once to write them and once to read what failed, in the same order.
+ * All of them are one Txn: compares; what to do when all hold; and, in the other branch, a range for each compare,
+ * read at the same revision, which tells the one that failed. The conditions of an operation are not stored anywhere:
+ * conditions() walks over them again, once to write them and once to read what failed, in the same order.
  *
- * In portable mode a put also requires that no key stands where a directory is needed, and the reverse, as etcd v2 does.
+ * In portable mode a put also requires that no key stands where a directory is needed, and the reverse, as etcd v2
+ * does.
  */
 #include <string.h>
 
 #include "etcd.h"
 
-/* One condition: the compare that must hold, what it means when it does not, and which of the transaction's checks it is (or -1). */
+/* One condition: the compare that must hold, what it means when it does not, and which of the transaction's checks it
+ * is (or -1). */
 struct condition {
   struct etcd_compare compare;
   kv_code code;
@@ -237,7 +239,8 @@ static bool read_written(struct etcd_call *call, const struct etcd_txn_reply *re
     if (index > reply->count || reply->parts[index - 1].kind != ETCD_PART_RANGE ||
         !etcd_read_range(reply->parts[index - 1].message, &range, keep_pair, &pair) || !pair.created)
       return false;
-    if (!kv_etcd->pair(op, part->key, (kv_slice){"", 0}, op->result.revision, pair.created, false)) call->failure = KV_FAILED;
+    if (!kv_etcd->pair(op, part->key, (kv_slice){"", 0}, op->result.revision, pair.created, false))
+      call->failure = KV_FAILED;
   }
   return true;
 }

@@ -1,17 +1,18 @@
 /*
  * watch.c - all watches of a store on one stream.
  *
- * A watcher is a feed of the core, or a lock waiter that wants to know when one key goes away. It waits for a stream, is sent, and
- * becomes open when the server has named its id; the server answers creations in the order in which they were
- * sent, which is how an answer finds its watcher (a refused creation has no id to go by). When the stream ends, every watcher is given back: the
- * core opens feeds again behind what they have seen.
+ * A watcher is a feed of the core, or a lock waiter that wants to know when one key goes away. It waits for a stream,
+ * is sent, and becomes open when the server has named its id; the server answers creations in the order in which they
+ * were sent, which is how an answer finds its watcher (a refused creation has no id to go by). When the stream ends,
+ * every watcher is given back: the core opens feeds again behind what they have seen.
  *
- * Where the store was restored from a backup, what we know of its history is void, and a watch from a revision would wait for ever
- * or miss changes in silence. It shows by the cluster's id, or by a revision that is smaller than what was seen. Only a linearizable
- * read tells the latter from a member that lags behind. Such a watch is lost with KV_COMPACTED, and the core lists again.
+ * Where the store was restored from a backup, what we know of its history is void, and a watch from a revision would
+ * wait for ever or miss changes in silence. It shows by the cluster's id, or by a revision that is smaller than what
+ * was seen. Only a linearizable read tells the latter from a member that lags behind. Such a watch is lost with
+ * KV_COMPACTED, and the core lists again.
  *
- * Events are fed as they come, but a revision is only committed when all its events are there: of a message that came in
- * fragments, the events of the last revision are held back until the next fragment. What is held is bounded.
+ * Events are fed as they come, but a revision is only committed when all its events are there: of a message that came
+ * in fragments, the events of the last revision are held back until the next fragment. What is held is bounded.
  *
  * Callbacks may close any watcher, the one that is being fed included: `feeding` tells.
  */
@@ -381,7 +382,8 @@ static void ended(struct etcd *etcd, struct etcd_watcher *watcher, const struct 
   text_of(reply->reason, reason, sizeof reason);
   uint64_t token_number = etcd->watches.stream.token_number;
   kv_code code = reason_code(etcd, GRPC_OK, reason, token_number);
-  /* A stream keeps the token that it was opened with: where there is (or must be) a newer one, all of it is opened anew. */
+  /* A stream keeps the token that it was opened with: where there is (or must be) a newer one, all of it is opened
+   * anew. */
   bool stale = etcd->config->username && token_number != etcd->token_number &&
                (code == KV_DENIED || etcd_token_refused(etcd, GRPC_OK, reason));
   if (stale) code = KV_UNAVAILABLE;

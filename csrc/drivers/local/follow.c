@@ -284,16 +284,17 @@ static void dispatch(struct kv_local_follower *follower) {
 
 /* ------------------------------------------------------------------ listening */
 
+/* Not by the folder's path, which may have been relative to a working directory of before. */
 static bool watch_files(struct kv_local_follower *follower) {
-  char path[4200];
+  char path[64];
+  int folder = follower->env->folder_fd;
   if (follower->env->temporary) return false; /* only our own commits count */
-  const char *folder = follower->env->path;
   if (follower->inotify < 0) follower->inotify = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
   if (follower->inotify < 0) return false;
-  if (snprintf(path, sizeof path, "%s/notify", folder) >= (int)sizeof path) return false;
+  snprintf(path, sizeof path, "/proc/self/fd/%d/notify", folder);
   follower->notify_watch = inotify_add_watch(follower->inotify, path, IN_ACCESS);
   if (follower->notify_watch < 0) return false;
-  snprintf(path, sizeof path, "%s/owners", folder);
+  snprintf(path, sizeof path, "/proc/self/fd/%d/owners", folder);
   follower->owners_watch = inotify_add_watch(follower->inotify, path, IN_CLOSE_WRITE);
   if (follower->owners_watch >= 0) return true;
   inotify_rm_watch(follower->inotify, follower->notify_watch);

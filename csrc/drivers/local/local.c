@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "local.h"
 
@@ -286,9 +287,20 @@ static void close_slot(void *state) {
   go_on_closing(store);
 }
 
+/* A relative path is meant from where we are now, not from where the process is when the folder is opened. */
+static char *absolute(const char *path) {
+  char *here = *path == '/' ? NULL : getcwd(NULL, 0), *joined = NULL;
+  if (!here) return strdup(path);
+  size_t size = strlen(here) + strlen(path) + 2;
+  joined = malloc(size);
+  if (joined) snprintf(joined, size, "%s/%s", here, path);
+  free(here);
+  return joined;
+}
+
 static void *create(struct kv_backend *backend, const struct kv_config *config, kv_error *error) {
   struct kv_local_store *store = calloc(1, sizeof *store);
-  char *path = store && config->path ? strdup(config->path) : NULL;
+  char *path = store && config->path ? absolute(config->path) : NULL;
   if (!store || (config->path && !path)) {
     free(store);
     kv_local_fail(error, KV_FAILED, "out of memory");

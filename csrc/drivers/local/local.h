@@ -22,7 +22,8 @@
  * first byte of the key. The history comes last, so its newest record is the last of the database, and holds the
  * revision and what else must change with every write: a put touches one leaf for the key and one for the history.
  *
- * Locks, outermost first: store->lock, registry, env->writing, env->lock. None is held across I/O but env->writing.
+ * Locks, outermost first: store->lock, env->writing, registry, env->lock. Only env->writing is held across I/O (and the
+ * registry while a file is opened, so that no fork comes in between).
  */
 #ifndef KV_LOCAL_H
 #define KV_LOCAL_H
@@ -220,7 +221,8 @@ struct kv_local_env {
   struct kv_local_follower follower;
 };
 
-/* Of a store's configuration: a copy, because opening may take longer than the core waits for a store that is closed. */
+/* Of a store's configuration: a copy, because opening may take longer than the core waits for a store that is
+ * closed. */
 struct kv_local_options {
   char *path; /* owned; NULL: private and temporary */
   uint64_t map_size;

@@ -551,10 +551,13 @@ static bool ensure_thread(struct kv_local_env *env) {
   return env->started;
 }
 
-static void wake(struct kv_local_env *env) {
-  if (!env->sleeping) return;
-  env->sleeping = false;
-  pthread_cond_signal(&env->wake);
+/* Unlock, and wake the thread: in this order, so that it does not wake only to wait for the lock. Our caller's
+ * store is open, so the environment stays. */
+static void unlock_and_wake(struct kv_local_env *env) {
+  bool sleeping = env->started && env->sleeping;
+  if (sleeping) env->sleeping = false;
+  pthread_mutex_unlock(&env->lock);
+  if (sleeping) pthread_cond_signal(&env->wake);
 }
 
 void kv_local_write(struct kv_local_env *env, struct kv_op *op) {
@@ -573,8 +576,7 @@ void kv_local_write(struct kv_local_env *env, struct kv_op *op) {
   env->last = op;
   kv_local_op_set(op, LOCAL_OP_QUEUED);
   atomic_fetch_add_explicit(&env->queued, 1, memory_order_relaxed);
-  wake(env);
-  pthread_mutex_unlock(&env->lock);
+  unlock_and_wake(env);
 }
 
 bool kv_local_write_cancel(struct kv_local_env *env, struct kv_op *op) {
@@ -591,8 +593,8 @@ bool kv_local_write_cancel(struct kv_local_env *env, struct kv_op *op) {
 void kv_local_write_due(struct kv_local_env *env) {
   pthread_mutex_lock(&env->lock);
   env->due = true;
-  if (ensure_thread(env)) wake(env);
-  pthread_mutex_unlock(&env->lock);
+  ensure_thread(env);
+  unlock_and_wake(env);
 }
 
 void kv_local_write_owner(struct kv_local_env *env, uint64_t owner) {
@@ -601,15 +603,15 @@ void kv_local_write_owner(struct kv_local_env *env, uint64_t owner) {
     env->owner_jobs[env->owner_job_count++] = owner;
   else
     env->sweep = true;
-  if (ensure_thread(env)) wake(env);
-  pthread_mutex_unlock(&env->lock);
+  ensure_thread(env);
+  unlock_and_wake(env);
 }
 
 bool kv_local_write_stop(struct kv_local_env *env) {
   pthread_mutex_lock(&env->lock);
   env->stop = true;
   bool started = env->started;
-  if (started) wake(env);
+  pthread_cond_broadcast(&env->wake); /* under the lock: the thread frees all of this */
   pthread_mutex_unlock(&env->lock);
   return started;
 }

@@ -1,7 +1,7 @@
 --- Compare and set: atomic_put, atomic_delete, update, and races between tasks.
 local atomic = {}
 
-atomic.atomic_put = {weight = 10, theme = "atomic"}
+atomic.atomic_put = {weight = 16, theme = "atomic"}
 
 function atomic.atomic_put.make(maker, step)
   step.store, step.value = maker:store(), maker:value()
@@ -45,7 +45,7 @@ atomic.update = {weight = 5, theme = "atomic"}
 
 function atomic.update.make(maker, step)
   step.store, step.key, step.life = maker:store(), maker:key(), maker:life(step)
-  step.how = maker.random:weighted{{"append", 6}, {"leave", 1}, {"interfere", 3}}
+  step.how = maker.random:weighted{{"append", 6}, {"leave", 1}, {"interfere", 3}, {"remove", 2}}
 end
 
 function atomic.update.run(run, step)
@@ -55,18 +55,19 @@ function atomic.update.run(run, step)
   return run:answer(step, store:update(step.key, function(value, pair)
     if (value == nil) ~= (pair == nil) then return "VALUE AND PAIR DISAGREE" end
     if step.how == "leave" then return nil end
-    if step.how == "interfere" and first then
-      first = false
-      store:put(step.key, (value or "") .. "!")
-    end
+    if step.how == "interfere" and first then store:put(step.key, (value or "") .. "!") end
+    if step.how == "remove" and first then store:delete(step.key) end
+    first = false
     return (value or ""):sub(1, 20) .. "+"
   end, options))
 end
 
 function atomic.update.show(step, text)
-  local bodies = {append = "return (value or \"\"):sub(1, 20) .. \"+\"", leave = "return nil",
-    interfere = "once(function() %s:put(%s, (value or \"\") .. \"!\") end) return (value or \"\"):sub(1, 20) .. \"+\""}
-  local body = bodies[step.how]:format(step.store, text.string(step.key))
+  local append, key = "return (value or \"\"):sub(1, 20) .. \"+\"", text.string(step.key)
+  local bodies = {append = append, leave = "return nil",
+    interfere = ("once(function() %s:put(%s, (value or \"\") .. \"!\") end) "):format(step.store, key) .. append,
+    remove = ("once(function() %s:delete(%s) end) "):format(step.store, key) .. append}
+  local body = bodies[step.how]
   return ("local r%d = %s:update(%s, function(value) %s end%s)"):format(step.id, step.store, text.string(step.key),
     body, text.life(step.life))
 end

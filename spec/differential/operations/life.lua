@@ -26,7 +26,7 @@ end
 function life.lease.run(run, step)
   local lease, message, code = run:store(step.store):lease(run.LONG_SECONDS)
   if not lease then return run.failure(message, code) end
-  run.leases[step.id] = lease
+  run.leases[step.id], run.lease_stores[step.id] = lease, step.store
   return "alive " .. tostring(lease:alive())
 end
 
@@ -48,11 +48,13 @@ function life.revoke.run(run, step)
   if not lease then return "skipped" end
   if not lease:alive() then return "not alive" end
   local done, message, code = lease:revoke()
-  return (done and tostring(done) or run.failure(message, code)) .. ", alive " .. tostring(lease:alive())
+  local text = (done and tostring(done) or run.failure(message, code)) .. ", alive " .. tostring(lease:alive())
+  local reason, problem, why = lease:wait_lost(run.env.bound)
+  return text .. ", lost: " .. (reason or run.failure(problem, why))
 end
 
 function life.revoke.show(step)
-  return ("lease%d:revoke()"):format(step.lease)
+  return ("lease%d:revoke() lease%d:wait_lost()"):format(step.lease, step.lease)
 end
 
 -- Has the lock changed hands, or has nobody got it?
@@ -89,7 +91,14 @@ function life.close.run(run, step)
     if not run:await(function() return is_free(run, name) end) then return "STILL HELD: " .. name end
   end
   table.sort(gone)
-  return ("closed, %s went, %s free"):format(table.concat(gone, " "), table.concat(freed, " "))
+  local alive = 0
+  for id, lease in pairs(run.leases) do
+    if lease:alive() and run.lease_stores[id] == step.store then alive = alive + 1 end
+  end
+  for _, lock in pairs(run.locks) do
+    if lock.handle:held() and lock.store == step.store then alive = alive + 1 end
+  end
+  return ("closed, %s went, %s free, %d handles alive"):format(table.concat(gone, " "), table.concat(freed, " "), alive)
 end
 
 function life.close.show(step)

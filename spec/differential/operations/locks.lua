@@ -69,11 +69,13 @@ locks.release = {weight = 5, theme = "lock", make = on_lock(is_held)}
 
 locks.release.run = of_handle(function(run, lock)
   local done, message, code = lock.handle:release()
-  return done and tostring(done) or run.failure(message, code)
+  if not done then return run.failure(message, code) end
+  local reason, problem, why = lock.handle:wait_lost(run.env.bound)
+  return tostring(done) .. ", lost: " .. (reason or run.failure(problem, why))
 end)
 
 function locks.release.show(step)
-  return ("lock%d:release()"):format(step.lock)
+  return ("lock%d:release() lock%d:wait_lost()"):format(step.lock, step.lock)
 end
 
 locks.look = {weight = 3, theme = "lock", make = on_lock(is_held)}
