@@ -20,12 +20,24 @@ function hosts.find()
   end
 end
 
+-- Inside of nginx, where the table exists from the start.
+local function in_nginx()
+  local nginx = _G.ngx -- luacheck: ignore 113
+  return type(nginx) == "table" and nginx.get_phase ~= nil and nginx.worker ~= nil
+end
+
+--- The hooks that this process has from the start, or nil.
+function hosts.given()
+  if in_nginx() then return require("kv.host.openresty") end
+end
+
 --- Have the loops that need it see what the program does from now on.
 function hosts.prepare()
   if loaded.copas and not loaded["kv.host.copas"] then pcall(require, "kv.host.copas") end
 end
 
 local function is_known(name)
+  if name == "openresty" then return true end
   for _, known in ipairs(LIBRARIES) do
     if known == name then return true end
   end

@@ -82,6 +82,7 @@ function kv.open(url, opts, extra)
   local known
   known, message, code = drivers.need(rest)
   if not known then return nil, message, code end
+  if opts and opts.socket_dir or ours.socket_dir then hosts.socket_dir = opts and opts.socket_dir or ours.socket_dir end
   local handle
   handle, message, code = core.open(rest, texts(opts))
   if not handle then return nil, message, code end
@@ -122,5 +123,7 @@ function kv.use(loop, extra)
 end
 
 hosts.prepare()
+local given = hosts.given()
+if given then scheduler.set_host(given) end
 
 return kv

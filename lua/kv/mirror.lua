@@ -142,6 +142,7 @@ function Mirror:wait_ready(timeout, extra)
     self._waiters[waiter] = nil
     if why == "timeout" then return nil, ("mirror:wait_ready: %s is not here yet"):format(tostring(self)), "timeout" end
     if why == "cancelled" then return nil, "mirror:wait_ready: the task that waited was cancelled", "cancelled" end
+    if why ~= "woken" then return nil, "mirror:wait_ready: it cannot be waited for here or now", why end
   end
   return true
 end

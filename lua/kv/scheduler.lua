@@ -55,8 +55,8 @@ local host                                          -- hooks of a host's loop, o
 local recognised = true                             -- false: the program chose, do not look for a loop
 local raised                                        -- what a callback raised outside of a loop
 
---- Can a coroutine yield across pcall here? Not in PUC Lua 5.1.
-scheduler.yields_across_pcall = (function()
+--- Can a coroutine yield across pcall here? Not in PUC Lua 5.1. (LuaJIT can; under nginx not every phase can try.)
+scheduler.yields_across_pcall = rawget(_G, "jit") ~= nil or (function()
   local co = create(function() return pcall(yield, TOKEN) end)
   local ok, what = resume(co)
   return ok and what == TOKEN
@@ -97,12 +97,21 @@ local function describe_error(co, err)
   return debug.traceback(co, err)
 end
 
+local function traced(problem)
+  if type(problem) ~= "string" then return problem end
+  return debug.traceback(problem, 2)
+end
+
 local function finish(task, ok, ...)
   task.done, task.ok = true, ok
-  tasks[task] = nil
-  alive = alive - 1
+  if tasks[task] then
+    tasks[task] = nil
+    alive = alive - 1
+  end
   if ok then
     task.values = pack(...)
+  elseif not task.co then
+    task.problem = (...)
   else
     task.problem = describe_error(task.co, (...))
     failures[#failures + 1] = {problem = task.problem, task = setmetatable({task}, {__mode = "v"}), main = task.is_main,
@@ -199,6 +208,7 @@ end
 -- this first. Raises what a callback has raised since.
 function scheduler.poll()
   if raised then raise_kept() end
+  if host and host.enter then host.enter() end
   if looping or not pending() then return end
   while handle(false, next_reply()) do end -- to the end: the sign that something came is gone after the first
   if raised then raise_kept() end
@@ -216,7 +226,7 @@ end
 -- May the caller, who is no task, wait in a host's loop? A loop that the module knows is found when somebody waits in
 -- it.
 local function in_host()
-  if bridged[running() or 1] then return true end
+  if not scheduler.yields_across_pcall and bridged[running() or 1] then return true end
   if host then return host.current() end
   if not recognised then return false end
   local hooks = hosts.find()
@@ -230,10 +240,23 @@ function scheduler.may_yield()
   return current_task() ~= nil or in_host() == true
 end
 
+--- May the caller's thread be stopped? Not in a host's process that serves others too.
+function scheduler.may_block()
+  return not (host and host.never_blocks)
+end
+
+--- Does the caller run for somebody who may go away, so that it never goes on?
+function scheduler.may_vanish()
+  return host ~= nil and host.may_vanish ~= nil and host.may_vanish()
+end
+
 --- Tell `watcher:_ready(direct)` whenever the watch with this tag has something. Held weakly.
 function scheduler.watch(tag, watcher)
   watching[tag] = watcher
+  if watcher and host and host.listen then host.listen() end
 end
+
+local PHASE = "this phase of nginx cannot wait; hand it to a timer (ngx.timer.at or kv.spawn)"
 
 -- ------------------------------------------------------------------ waiting for an answer
 
@@ -274,7 +297,7 @@ local function wait_in_host(waiter)
 end
 
 local function await_in_host(tag, id)
-  local waiter = {}
+  local waiter = {id = id}
   function waiter.answer(self, _, ...)
     self.results, self.state = pack(...), "woken"
     host.wake(self)
@@ -298,6 +321,10 @@ function scheduler.await(tag, id)
     return yield(TOKEN)
   end
   if in_host() then return await_in_host(tag, id) end
+  if not scheduler.may_block() then
+    core.cancel(id)
+    return nil, PHASE, "phase"
+  end
   waiting[tag] = BLOCKED
   return blocked(tag, id, pcall(block_for, tag, next_reply()))
 end
@@ -321,6 +348,13 @@ local function wake_task(task, waiter)
   if task.waiter == waiter then make_ready(task) end
 end
 
+--- Have who is parked with this waiter go on with that result of park().
+function scheduler.wake_as(waiter, state)
+  if waiter.state then return end
+  scheduler.wake(waiter)
+  waiter.state = state
+end
+
 --- Wake who is parked with this waiter. Once; later calls do nothing.
 function scheduler.wake(waiter)
   if waiter.state then return end
@@ -333,11 +367,7 @@ function scheduler.wake(waiter)
   end
 end
 
-local function wake_as(waiter, state)
-  if waiter.state then return end
-  scheduler.wake(waiter)
-  waiter.state = state
-end
+local wake_as = scheduler.wake_as
 
 local function park_task(task, waiter, deadline)
   if task.cancelling then
@@ -379,13 +409,15 @@ local function park_blocked(waiter, deadline)
   return waiter.state
 end
 
---- Wait until wake(waiter) or the deadline (of core.clock; nil: none). Returns "woken", "timeout" or "cancelled".
--- `waiter` is a fresh table; waiter.outside = true says that something outside of Lua will wake it.
+--- Wait until wake(waiter) or the deadline (of core.clock; nil: none). Returns "woken", "timeout", "cancelled"; under
+-- OpenResty also "phase", and "closed" where the worker ends. `waiter` is a fresh table; waiter.outside = true says
+-- that something outside of Lua will wake it.
 function scheduler.park(waiter, deadline)
   if waiter.state then return waiter.state end
   local task = current_task()
   if task then return park_task(task, waiter, deadline) end
   if in_host() then return park_in_host(waiter, deadline) end
+  if not scheduler.may_block() then return "phase" end
   return park_blocked(waiter, deadline)
 end
 
@@ -529,6 +561,8 @@ end
 function scheduler.run(fn, ...)
   need_function("run", fn)
   if looping then error("kv.run: it is running already; use kv.spawn", 2) end
+  if in_host() then return scheduler.spawn(fn, ...):join() end
+  if not scheduler.may_block() then error("kv.run: " .. PHASE, 2) end
   local task = new_task(fn, ...)
   task.is_main = true
   alive = alive + 1
@@ -540,6 +574,18 @@ function scheduler.run(fn, ...)
   return unpack(task.values, 1, task.values.n)
 end
 
+-- A coroutine of the host's; here it is known by its end only.
+local function spawn_in_host(fn, ...)
+  local task = setmetatable({joiners = {}}, Task)
+  local arguments = pack(...)
+  local ok, message = host.spawn(function()
+    finish(task, xpcall(function() return fn(unpack(arguments, 1, arguments.n)) end, traced))
+    if not task.ok and not task.joined then host.complain(task.problem) end
+  end)
+  if not ok then error("kv.spawn: " .. message, 3) end
+  return task
+end
+
 --- Start `fn(...)` as a task beside the caller's.
 -- @tparam function fn
 -- @param ... its arguments
@@ -549,6 +595,7 @@ function scheduler.spawn(fn, ...)
   if not in_run and not host and not in_host() then
     error("kv.spawn: nothing runs tasks here; call it inside kv.run", 2)
   end
+  if host and host.spawn then return spawn_in_host(fn, ...) end
   alive = alive + 1
   local task = new_task(fn, ...)
   if not in_run and host.attend then host.attend() end
@@ -573,9 +620,10 @@ function scheduler.sleep(seconds)
   if type(seconds) ~= "number" or seconds ~= seconds or seconds < 0 then
     error(("kv.sleep: seconds must be a number of at least 0, got %s"):format(tostring(seconds)), 2)
   end
-  if scheduler.park({}, clock() + seconds) == "cancelled" then
-    return nil, "kv.sleep: the task was cancelled", "cancelled"
-  end
+  local why = scheduler.park({}, clock() + seconds)
+  if why == "cancelled" then return nil, "kv.sleep: the task was cancelled", "cancelled" end
+  if why == "phase" then return nil, "kv.sleep: " .. PHASE, "phase" end
+  if why == "closed" then return nil, "kv.sleep: the worker ends", "closed" end
   return true
 end
 
@@ -602,7 +650,8 @@ function Task:join(timeout)
         if other == waiter then table.remove(self.joiners, i) break end
       end
       if why == "timeout" then return nil, "task:join: the task is still at work", "timeout" end
-      return nil, "task:join: the task that waited was cancelled", "cancelled"
+      if why == "cancelled" then return nil, "task:join: the task that waited was cancelled", "cancelled" end
+      return nil, "task:join: it cannot be waited for here or now", why
     end
   end
   self.joined = true
@@ -672,14 +721,22 @@ end
 --   wait(waiter, seconds or nil): suspend it until wake(waiter) is called, or the time is up; early returns are fine
 --   wake(waiter): let it go on; may be called from step()
 --   attend(): there is work that nobody waits for, call kv.step() while scheduler.has_work()
--- Without them calls block, and tasks of kv.spawn are run by kv.step(). nil or false: no loop. "find": the
+-- and for OpenResty
+--   never_blocks: who cannot wait by wait() does not wait at all
+--   enter(): a function of the module was called
+--   listen(): there is a watch, call kv.step() from now on
+--   spawn(fn): run it in a coroutine of its own, instead of as a task of kv.step()
+--   may_vanish() -> may the caller be ended in the middle of a wait?
+-- Without current() calls block, and tasks of kv.spawn are run by kv.step(). nil or false: no loop. "find": the
 -- one that the caller of a function that waits runs in, as it is at the start.
 function scheduler.set_host(hooks)
   recognised = hooks == "find"
   if recognised then hooks = nil end
   if hooks then
     local function never() end
-    hooks = {current = hooks.current or never, wait = hooks.wait, wake = hooks.wake, attend = hooks.attend}
+    local copy = {current = never}
+    for name, hook in pairs(hooks) do copy[name] = hook end
+    hooks = copy
   end
   host = hooks
 end
