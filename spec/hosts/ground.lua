@@ -158,12 +158,26 @@ local function tasks(loop, t)
         results.unjoined = plain_assert(t.store:put("nobody joins", "v")).value
       end)
     end,
+    function()
+      results.run = kv.run(function(value)
+        kv.sleep(0.01)
+        return plain_assert(t.store:put("in kv.run", value)).value
+      end, "w")
+    end,
+    function()
+      local task = kv.spawn(function() return select(3, kv.sleep(20)) end)
+      loop.sleep(0.01)
+      task:cancel()
+      results.cancelled = task:join(10)
+    end,
   })
   assert.equal("v", results.joined)
   assert.is_true(results.slept >= 0.029 and results.slept < 5, results.slept)
   assert.equal(600, results.many)
   assert.is_true(results.locked)
   assert.equal("v", results.unjoined)
+  assert.equal("w", results.run)
+  assert.equal("cancelled", results.cancelled)
 end
 
 local function mirrors(loop, t)

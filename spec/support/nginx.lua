@@ -1,6 +1,6 @@
 --- A real nginx with the Lua module, for specs: its files in a temporary folder, ended by its pid.
 --
---    local nginx = servers_nginx.start{url = ..., http = "...", server = "location ...", workers = 2}
+--    local nginx = nginx.start{url = ..., http = "...", server = "location ...", workers = 2}
 --    nginx:get("/path", ...)           the body and the status, by curl; more words are curl's
 --    nginx:reload()  nginx:quit()      HUP, QUIT
 --    nginx:workers()                   pids
@@ -68,10 +68,10 @@ function Nginx:errors()
 end
 
 function Nginx:workers()
-  local found = {}
-  local listing = io.popen("ps -o pid= --ppid " .. self.process:pid())
-  for pid in listing:read("*a"):gmatch("%d+") do found[#found + 1] = pid end
-  listing:close()
+  local found, master = {}, self.process:pid()
+  for pid in (util.read(("/proc/%d/task/%d/children"):format(master, master)) or ""):gmatch("%d+") do
+    found[#found + 1] = pid
+  end
   return found
 end
 
@@ -99,11 +99,6 @@ function Nginx:stop()
     if not self.process:wait(10) then self.process:kill("KILL") end
   end
   util.remove(self.folder)
-end
-
---- Is it installed here?
-function nginx.there()
-  return util.read(MODULES .. "ngx_http_lua_module.so") ~= nil
 end
 
 function nginx.start(options)
