@@ -256,6 +256,11 @@ function scheduler.watch(tag, watcher)
   if watcher and host and host.listen then host.listen() end
 end
 
+--- Is there a watch or a mirror?
+function scheduler.has_watches()
+  return next(watching) ~= nil
+end
+
 local PHASE = "this phase of nginx cannot wait; hand it to a timer (ngx.timer.at or kv.spawn)"
 
 -- ------------------------------------------------------------------ waiting for an answer

@@ -217,7 +217,6 @@ describe("OpenResty", function()
 end)
 
 describe("OpenResty, elsewhere:", function()
-  local native = require("spec.native")
   local server
 
   local function start(options)

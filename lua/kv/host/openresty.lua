@@ -4,21 +4,23 @@
 -- which reads from a unix socket that gets a byte whenever there is something to do (csrc/lua/doorbell.c), and calls
 -- kv.step(). Where that socket cannot be had it looks again and again, which works, and is said in the error log.
 --
--- A far timer is run early when a worker is to end, and tells so. From then on whatever waits in timers is ended, and
--- the dispatcher stays as long as requests wait.
+-- A timer looks now and then whether the dispatcher is needed any more: it holds its Lua state, which without a code
+-- cache is one request's. That timer is also run early when the worker is to end, and tells so: from then on whatever
+-- waits in timers is ended, and the dispatcher stays as long as requests wait.
 local core = require("kv.core")
 local hosts = require("kv.host")
 local ngx = ngx -- luacheck: ignore 113
+if not ngx then error("this is not nginx", 0) end
 local semaphore = require("ngx.semaphore")
 
 local get_phase = ngx.get_phase
 
 local host = {never_blocks = true}
 
-local FAR = 1000000        -- seconds of the timer that tells of the end
+local LOOK = 10            -- seconds between two looks whether somebody needs the dispatcher
 local LONGEST = 3600       -- seconds of one wait for a semaphore
 local READ = 1000000       -- seconds of one wait for the socket; nginx would log a time-out as an error
-local LIFE = 1000          -- times that one dispatcher is woken before it hands over: a timer gives no memory back
+local LIFE = 10000         -- times that one dispatcher is woken before it hands over: a timer gives no memory back
 local POLL = 0.005         -- seconds between two looks without the socket
 local LEAVING = 0.01       -- the same while the worker ends
 local GRACE = 1            -- seconds for what timers had asked for before the worker was to end
@@ -35,18 +37,34 @@ local of_requests = {rewrite = true, server_rewrite = true, access = true, conte
 local scheduler
 local sleepers = setmetatable({}, {__mode = "k"}) -- waiter -> is it in a timer? Those of ended requests are collected.
 local running = false                             -- there is a dispatcher
-local watched = false                             -- the far timer is there
+local watched = false                             -- the timer that looks is there
+local used = false                                -- since it looked
+local idle = false                                -- the dispatcher may end
 local leaving                                     -- when the worker was told to end, or nil
+local collected                                   -- when the dead were last looked for while leaving
 local told = false                                -- of the socket that cannot be had
 local refusing = NOTHING
 
 -- ------------------------------------------------------------------ the end of a worker
 
-local function end_of_worker(premature)
+local look_again
+
+local function look(premature)
   watched = false
-  if not premature then return host.listen() end
-  leaving = core.clock()
+  if premature then
+    leaving = core.clock()
+  elseif used or next(sleepers) ~= nil or scheduler.has_watches() then
+    used = false
+    return look_again()
+  else
+    idle = true
+  end
   core.poke()
+end
+
+function look_again()
+  if watched or leaving then return end
+  watched = ngx.timer.at(LOOK, look) and true or false
 end
 
 -- Timers wait for nothing any more: what is parked goes on at once, what asked the core for something a little later.
@@ -94,11 +112,19 @@ local function rest(sock)
   return nil, message
 end
 
+-- Those who wait and will never go on must not hold the worker.
+local function find_dead()
+  if collected and core.clock() < collected + GRACE then return end
+  collected = core.clock()
+  collectgarbage()
+end
+
 local function work(sock)
   for _ = 1, LIFE do
     step()
+    if idle then return false end
     if leaving then
-      collectgarbage() -- those who wait and will never go on must not hold the worker
+      find_dead()
       end_timers()
       if next(sleepers) == nil then return false end
     end
@@ -121,12 +147,13 @@ local function dispatch()
   core.bell_close()
   if sock then sock:close() end
   running = false
-  if not ok or more then start() end
+  if not ok or more or (idle and next(sleepers) ~= nil) then start() end
 end
 
 function start()
   if running then return true end
   scheduler = scheduler or require("kv.scheduler")
+  idle = false
   local ok, message = ngx.timer.at(0, dispatch)
   running = ok and true or false
   return ok, message
@@ -134,7 +161,8 @@ end
 
 --- Something is to be dispatched from now on.
 function host.listen()
-  if not watched and not leaving then watched = ngx.timer.at(FAR, end_of_worker) and true or false end
+  used, idle = true, false
+  look_again()
   return start()
 end
 
