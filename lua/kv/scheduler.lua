@@ -74,12 +74,17 @@ local function current_task()
 end
 scheduler.current_task = current_task
 
--- Where a loop of the host's calls kv.step(), its descriptor must tell of tasks that became ready outside of it.
+-- Where a loop of the host's calls kv.step(), its descriptor must tell of tasks that became ready outside of it. Looking
+-- at an empty queue takes that back.
+local function tell_loop()
+  if host and not looping and first <= last then core.poke() end
+end
+
 local function make_ready(task, ...)
   if select("#", ...) > 0 then task.results = pack(...) end
   last = last + 1
   ready[last] = task
-  if host and not looping then core.poke() end
+  tell_loop()
 end
 
 local function new_task(fn, ...)
@@ -211,6 +216,7 @@ function scheduler.poll()
   if host and host.enter then host.enter() end
   if looping or not pending() then return end
   while handle(false, next_reply()) do end -- to the end: the sign that something came is gone after the first
+  tell_loop()
   if raised then raise_kept() end
 end
 
@@ -281,6 +287,7 @@ local function block_for(own, tag, ...)
 end
 
 local function blocked(tag, id, ok, ...)
+  tell_loop()
   if ok then return ... end
   waiting[tag], arrived[tag] = nil, nil -- a hook raised (Ctrl-C): nobody waits any more
   core.cancel(id)
@@ -411,6 +418,7 @@ local function park_blocked(waiter, deadline)
       end
     end
   end
+  tell_loop()
   return waiter.state
 end
 
