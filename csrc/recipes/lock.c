@@ -102,8 +102,10 @@ static void lease_changed(struct kv_lease *lease, enum kv_lease_news news, kv_co
   }
 }
 
+/* One that another lock left, or a new one. */
 static bool make_lease(struct kv_lock *lock) {
-  struct kv_lease *lease = kv_lease_make(lock->backend, lock->ttl);
+  struct kv_lease *lease = kv_spare_take(lock->recipes, lock->ttl);
+  if (!lease) lease = kv_lease_make(lock->backend, lock->ttl);
   if (!lease) return false;
   lease->ref.for_lock = true;
   lease->owner = lock;
@@ -309,10 +311,10 @@ static void arrive_held(struct kv_lock *lock, bool before) {
 static void arrive_free(struct kv_lock *lock) {
   drop_entry(lock);
   if (!lock->lease) return;
-  if (lock->doubtful || lock->freed || lock->recipes->closing || !kv_lease_usable(lock->lease))
-    drop_lease(lock);
+  if (!lock->doubtful && kv_lease_usable(lock->lease) && kv_spare_put(lock->recipes, lock->lease))
+    lock->lease = NULL;
   else
-    kv_lease_set_use(lock->lease, LEASE_IDLE);
+    drop_lease(lock);
 }
 
 static void arrive_lost(struct kv_lock *lock, const char *reason) {
@@ -406,13 +408,13 @@ static void fail_acquire(struct kv_lock *lock, const char *message) {
 
 static void begin_lease(struct kv_lock *lock) {
   if (lock->lease && lock->lease->phase == LEASE_GRANTING) return; /* on its way */
-  if (lock->lease && kv_lease_usable(lock->lease)) {
-    kv_lock_event(lock, LOCK_LEASE_READY, NULL);
+  if (!lock->lease || !kv_lease_usable(lock->lease)) drop_lease(lock);
+  if (!lock->lease && !make_lease(lock)) {
+    fail_acquire(lock, "out of memory");
     return;
   }
-  drop_lease(lock);
-  if (!make_lease(lock)) {
-    fail_acquire(lock, "out of memory");
+  if (kv_lease_usable(lock->lease)) {
+    kv_lock_event(lock, LOCK_LEASE_READY, NULL);
     return;
   }
   lock->lease->try_until = acquire_deadline(lock);

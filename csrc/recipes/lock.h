@@ -78,7 +78,7 @@ struct kv_lock {
   int64_t not_before;             /* the phase's step is not to begin earlier */
   struct kv_entry *entry;
   struct kv_entry *entry_in_step;
-  struct kv_lease *lease;         /* counted; kept a while after a release */
+  struct kv_lease *lease;         /* counted */
   struct kv_step step;
   struct kv_timer pause;
   struct kv_asked acquire, release;

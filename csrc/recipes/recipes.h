@@ -16,6 +16,8 @@ struct kv_recipes {
   struct kv_backend *backend;
   struct kv_lock *locks;               /* of which the reactor knows */
   struct kv_lease *leases;             /* being granted, alive, or being revoked */
+  struct kv_lease *spares;             /* of locks that were let go, for the next ones; each one counted */
+  unsigned spare_count;
   struct kv_lease *session;            /* the store's own, or NULL */
   struct kv_session_wait *session_waits;
   struct kv_expiries *expiries;
@@ -107,6 +109,7 @@ struct kv_lease {
   enum kv_lease_use use;
   struct kv_recipes *recipes;
   struct kv_lease *next, **link;  /* in recipes->leases; counted there */
+  struct kv_lease *next_spare;    /* in recipes->spares */
   void (*changed)(struct kv_lease *lease, enum kv_lease_news news, kv_code code, const char *message); /* or NULL */
   void *owner;
   struct kv_place *place;         /* renewals prove it too; or NULL. Counted */
@@ -151,6 +154,13 @@ void kv_lease_abandon(struct kv_lease *lease);
 void kv_lease_retain(struct kv_lease *lease);
 void kv_lease_release(struct kv_lease *lease); /* any thread */
 bool kv_lease_usable(const struct kv_lease *lease); /* granted, and the deadline lies ahead */
+
+/* ------------------------------------------------------------------ spare.c */
+
+/* Keep a lease whose entry is gone for whoever needs one next; takes over the caller's reference. False: not wanted. */
+bool kv_spare_put(struct kv_recipes *recipes, struct kv_lease *lease);
+/* One that is alive and was asked for with this ttl, with its reference; NULL: there is none. */
+struct kv_lease *kv_spare_take(struct kv_recipes *recipes, double ttl);
 
 /* ------------------------------------------------------------------ session.c, expiry.c, lock.c: for closing */
 

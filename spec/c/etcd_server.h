@@ -241,6 +241,11 @@ static inline const char *etcd_url(void) {
 
 static kv_queue *queue;
 
+/* Replies that nobody took may hold a watch, and with it a store. */
+__attribute__((destructor)) static void give_up_queue(void) {
+  kv_queue_free(queue);
+}
+
 static inline kv_slice text(const char *string) {
   return (kv_slice){string, strlen(string)};
 }

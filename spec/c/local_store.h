@@ -64,6 +64,11 @@ UNUSED static const char *new_folder(void) {
 /* ------------------------------------------------------------------ stores */
 
 static kv_queue *queue;
+
+/* Replies that nobody took may hold a watch, and with it a store. */
+__attribute__((destructor)) static void give_up_queue(void) {
+  kv_queue_free(queue);
+}
 static kv_error last_error;
 
 /* Replies that came while another one was waited for. */

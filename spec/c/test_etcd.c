@@ -331,14 +331,20 @@ static kv_code release(kv_lock *lock) {
 
 /* How many watches there are on the server, or -1. */
 static int server_watchers(void) {
-  char command[200], line[100] = "";
-  snprintf(command, sizeof command,
-           "curl -s http://127.0.0.1:%d/metrics | sed -n 's/^etcd_debugging_mvcc_watcher_total //p'",
-           shared_server.port);
-  FILE *pipe = popen(command, "r");
-  bool good = pipe && fgets(line, sizeof line, pipe);
-  if (pipe) pclose(pipe);
-  return good ? atoi(line) : -1;
+  static const char ask[] = "GET /metrics HTTP/1.0\r\n\r\n", name[] = "\netcd_debugging_mvcc_watcher_total ";
+  static char text[1 << 20];
+  struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)shared_server.port),
+                                .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+  size_t size = 0;
+  ssize_t got = -1;
+  int fd = socket(AF_INET, SOCK_STREAM, 0);
+  if (fd < 0) return -1;
+  if (connect(fd, (struct sockaddr *)&address, sizeof address) == 0 && write(fd, ask, sizeof ask - 1) > 0)
+    while (size < sizeof text - 1 && (got = read(fd, text + size, sizeof text - 1 - size)) > 0) size += (size_t)got;
+  close(fd);
+  text[size] = '\0';
+  const char *line = strstr(text, name);
+  return line ? atoi(line + sizeof name - 1) : -1;
 }
 
 TEST(locks) {

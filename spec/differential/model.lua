@@ -278,6 +278,7 @@ local function write(self, key, value, previous, options)
   local life, problem = life_of(self, options)
   if problem == "unsupported" then return refuse(problem) end
   if self.portable and #value > VALUE_MAX then return refuse("too_large") end
+  if previous == 0 then return refuse("modified") end
   if problem then return refuse(problem) end
   local record = self.world.keys[full]
   if previous == false and record then return refuse("exists") end
