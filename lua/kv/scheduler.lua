@@ -74,8 +74,8 @@ local function current_task()
 end
 scheduler.current_task = current_task
 
--- Where a loop of the host's calls kv.step(), its descriptor must tell of tasks that became ready outside of it. Looking
--- at an empty queue takes that back.
+-- Where a loop of the host's calls kv.step(), its descriptor must tell of tasks that became ready outside of it.
+-- Looking at an empty queue takes that back.
 local function tell_loop()
   if host and not looping and first <= last then core.poke() end
 end
