@@ -1,8 +1,9 @@
 /*
- * doorbell.c - a socket that tells of replies, for hosts that can read from sockets but not poll a descriptor: OpenResty.
+ * doorbell.c - a socket that tells of replies, for hosts that can read from sockets but not poll a descriptor:
+ * OpenResty.
  *
- * Their sockets can only connect. So we listen, at a path in a private folder; the host connects; we take the connection
- * and remove the path. The queue sends a byte whenever its descriptor becomes readable.
+ * Their sockets can only connect. So we listen, at a path in a private folder; the host connects; we take the
+ * connection and remove the path. The queue sends a byte whenever its descriptor becomes readable.
  */
 #include "binding.h"
 
@@ -85,7 +86,8 @@ static int bell_open(lua_State *L) {
   state->doorbell = calloc(1, sizeof *state->doorbell);
   if (!state->doorbell) return kvl_fail_text(L, KV_FAILED, "out of memory");
   state->doorbell->listener = -1;
-  if (!make_folder(state->doorbell, base)) return failed(L, state, "cannot make a folder for the notification socket", base);
+  if (!make_folder(state->doorbell, base))
+    return failed(L, state, "cannot make a folder for the notification socket", base);
   if (!start_listening(state->doorbell)) return failed(L, state, "cannot listen on the notification socket", base);
   lua_pushstring(L, state->doorbell->address.sun_path);
   return 1;
