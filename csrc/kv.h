@@ -246,6 +246,13 @@ KV_API kv_queue *kv_queue_new(kv_error *error);
 /* Readable while something waits in the queue. Owned by the queue: poll it, never read or close it. */
 KV_API int kv_queue_fd(const kv_queue *queue);
 
+/* Make the descriptor readable although no reply is there, until kv_queue_next() finds nothing. */
+KV_API void kv_queue_poke(kv_queue *queue);
+
+/* Also send a byte through a connected socket whenever the descriptor becomes readable, for hosts that cannot poll it. The queue owns
+ * the socket from then on, and closes the one it had; -1 for none. */
+KV_API void kv_queue_notify(kv_queue *queue, int stream);
+
 /* The next reply, or NULL when there is none now. The caller owns it: kv_reply_free(). */
 KV_API kv_reply *kv_queue_next(kv_queue *queue);
 

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include "op.h"
@@ -83,9 +84,19 @@ static void wake(kv_queue *queue) {
   while (written < 0 && errno == EINTR);
 }
 
+/* A full socket needs no further byte: its reader has enough to wake for. */
+static void tell_socket(kv_queue *queue) {
+  ssize_t sent;
+  do sent = send(queue->socket, "", 1, MSG_DONTWAIT | MSG_NOSIGNAL);
+  while (sent < 0 && errno == EINTR);
+}
+
 /* Under the lock, so that `signalled` tells the truth. */
 static void signal_owner(kv_queue *queue) {
-  if (!queue->signalled) wake(queue);
+  if (!queue->signalled) {
+    wake(queue);
+    if (queue->socket >= 0) tell_socket(queue);
+  }
   queue->signalled = true;
 }
 
@@ -164,6 +175,7 @@ kv_queue *kv_queue_new(kv_error *error) {
     kv_fail(error, KV_FAILED, "out of memory");
     return NULL;
   }
+  queue->socket = -1;
   queue->fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
   if (queue->fd < 0) {
     kv_fail(error, KV_FAILED, "cannot make a descriptor: %s", strerror(errno));
@@ -184,6 +196,7 @@ void kv_queue_retain(kv_queue *queue) {
 void kv_queue_release(kv_queue *queue) {
   if (atomic_fetch_sub_explicit(&queue->references, 1, memory_order_acq_rel) != 1) return;
   close(queue->fd);
+  if (queue->socket >= 0) close(queue->socket);
   pthread_mutex_destroy(&queue->lock);
   free(queue);
 }
@@ -194,6 +207,24 @@ int kv_queue_fd(const kv_queue *queue) {
 
 static bool inherited(const kv_queue *queue) {
   return queue->fork_count != kv_fork_count();
+}
+
+void kv_queue_poke(kv_queue *queue) {
+  if (inherited(queue)) return;
+  pthread_mutex_lock(&queue->lock);
+  queue->pending = true;
+  signal_owner(queue);
+  pthread_mutex_unlock(&queue->lock);
+}
+
+void kv_queue_notify(kv_queue *queue, int stream) {
+  pthread_mutex_lock(&queue->lock);
+  int before = queue->socket;
+  queue->socket = stream;
+  /* What the former one was told may never have been read. */
+  if (stream >= 0 && queue->signalled) tell_socket(queue);
+  pthread_mutex_unlock(&queue->lock);
+  if (before >= 0) close(before);
 }
 
 /* The list is empty: make the descriptor unreadable. */

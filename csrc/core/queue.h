@@ -33,6 +33,7 @@ struct kv_queue {
   struct kv_core_op *ops;    /* in flight for this queue */
   kv_reply *taken;           /* the consumer's own: taken out of the list in one go */
   int fd;
+  int socket;                /* gets a byte whenever fd becomes readable; -1: there is none */
   unsigned fork_count;
   atomic_uint references;
   struct kv_task cancel_all;

@@ -35,6 +35,8 @@ struct kvl_state {
   kv_reply *current;   /* being pushed */
   uint64_t last_tag;
   long process;        /* that made the queue */
+  int refusing;        /* what the host cannot do now: see core.refuse() */
+  struct kvl_doorbell *doorbell; /* between bell_open() and bell_answer() */
 };
 
 /* Handles made from a store keep it, so that they may be collected in any order. Freed with the last reference. */
@@ -79,6 +81,10 @@ void *kvl_new_box(lua_State *L, size_t size, int type);
 /* The queue, made now if there is none; NULL with *error. */
 kv_queue *kvl_queue(struct kvl_state *state, kv_error *error);
 
+/* The same, for what must be waited for: NULL with KV_PHASE where the host cannot wait now. */
+kv_queue *kvl_queue_to_wait(struct kvl_state *state, kv_error *error);
+void kvl_phase_error(kv_error *error);
+
 /* Push nil, message, code: always 3. */
 int kvl_fail(lua_State *L, const kv_error *error);
 int kvl_fail_text(lua_State *L, kv_code code, const char *message);
@@ -107,6 +113,10 @@ int kvl_page_gc(lua_State *L);
 
 /* ------------------------------------------------------------------ store.c and the others: functions, __gc */
 
+/* What core.refuse() takes. */
+enum { KVL_REFUSE_NOTHING, KVL_REFUSE_WAITS, KVL_REFUSE_ALL };
+
+void kvl_doorbell_free(struct kvl_state *state);
 kv_store *kvl_store(lua_State *L, int argument);
 struct kvl_store *kvl_store_retain(lua_State *L, int argument);
 void kvl_store_release(struct kvl_store *shared);
@@ -119,6 +129,7 @@ extern const luaL_Reg kvl_watch_functions[];
 extern const luaL_Reg kvl_lock_functions[];
 extern const luaL_Reg kvl_lease_functions[];
 extern const luaL_Reg kvl_txn_functions[];
+extern const luaL_Reg kvl_doorbell_functions[];
 int kvl_store_gc(lua_State *L);
 int kvl_watch_gc(lua_State *L);
 int kvl_lock_gc(lua_State *L);

@@ -3,6 +3,7 @@
  */
 #include "binding.h"
 
+#include <stdio.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -62,6 +63,20 @@ kv_queue *kvl_queue(struct kvl_state *state, kv_error *error) {
   return state->queue;
 }
 
+void kvl_phase_error(kv_error *error) {
+  error->code = KV_PHASE;
+  snprintf(error->message, sizeof error->message,
+           "this phase of nginx cannot wait; hand it to a timer (ngx.timer.at or kv.spawn)");
+}
+
+kv_queue *kvl_queue_to_wait(struct kvl_state *state, kv_error *error) {
+  if (state->refusing) {
+    kvl_phase_error(error);
+    return NULL;
+  }
+  return kvl_queue(state, error);
+}
+
 /* After fork() the queue is the parent's. True when there was one and it was given up. */
 static bool renew(struct kvl_state *state) {
   if (!state->queue || state->process == (long)getpid()) return false;
@@ -82,6 +97,23 @@ static int core_fd(lua_State *L) {
   kv_queue *queue = kvl_queue(kvl_state(L), &error);
   if (!queue) return kvl_fail(L, &error);
   lua_pushinteger(L, kv_queue_fd(queue));
+  return 1;
+}
+
+/* poke(): make the descriptor readable until next() finds nothing */
+static int core_poke(lua_State *L) {
+  kv_error error;
+  kv_queue *queue = kvl_queue(kvl_state(L), &error);
+  if (!queue) return kvl_fail(L, &error);
+  kv_queue_poke(queue);
+  return 0;
+}
+
+/* refuse(what) -> what it was: 0 nothing, 1 whatever must be waited for, 2 watches too */
+static int core_refuse(lua_State *L) {
+  struct kvl_state *state = kvl_state(L);
+  lua_pushinteger(L, state->refusing);
+  state->refusing = (int)lua_tointeger(L, 1);
   return 1;
 }
 
@@ -203,6 +235,7 @@ static int core_capabilities(lua_State *L) {
 
 static const luaL_Reg core_functions[] = {
     {"renew", core_renew},       {"fd", core_fd},
+    {"poke", core_poke},         {"refuse", core_refuse},
     {"next", core_next},         {"wait", core_wait},
     {"cancel", core_cancel},     {"pending", core_pending},
     {"register", core_register}, {"pending_flag", core_pending_flag},
@@ -217,6 +250,7 @@ static const luaL_Reg core_functions[] = {
 static int state_gc(lua_State *L) {
   struct kvl_state *state = lua_touserdata(L, 1);
   kvl_drop_current(state);
+  kvl_doorbell_free(state);
   kv_queue_free(state->queue);
   state->queue = NULL;
   return 0;
@@ -269,7 +303,7 @@ KVL_EXPORT int luaopen_kv_core(lua_State *L);
 KVL_EXPORT int luaopen_kv_core(lua_State *L) {
   static const luaL_Reg *const parts[] = {core_functions,      kvl_store_functions, kvl_request_functions,
                                           kvl_reply_functions, kvl_watch_functions, kvl_lock_functions,
-                                          kvl_lease_functions, kvl_txn_functions};
+                                          kvl_lease_functions, kvl_txn_functions, kvl_doorbell_functions};
   luaL_checkstack(L, 3 * KVL_UPVALUES, "kv");
   lua_newtable(L);
   int module = lua_gettop(L);

@@ -25,7 +25,7 @@ static int lease_open(lua_State *L) {
   kv_store *store = kvl_store(L, 1);
   kv_error error;
   uint64_t id = 0;
-  kv_queue *queue = kvl_queue(state, &error);
+  kv_queue *queue = kvl_queue_to_wait(state, &error);
   if (!queue) return kvl_fail(L, &error);
   struct kvl_lease_box *box = kvl_new_box(L, sizeof *box, KVL_LEASE);
   box->store = kvl_store_retain(L, 1);
@@ -58,7 +58,7 @@ static int ask(lua_State *L, asking *function) {
   luaL_checkany(L, 1);
   kv_lease *lease = kvl_lease(L, 1);
   if (!lease) return luaL_error(L, "kv: no lease");
-  kv_queue *queue = kvl_queue(state, &error);
+  kv_queue *queue = kvl_queue_to_wait(state, &error);
   if (!queue) return kvl_fail(L, &error);
   uint64_t tag = ++state->last_tag;
   if (function(lease, queue, lua_tonumber(L, 2), tag, &id, &error) != KV_OK) return kvl_fail(L, &error);

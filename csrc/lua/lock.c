@@ -41,7 +41,7 @@ static int ask(lua_State *L, asking *function) {
   kv_lock *lock = kvl_lock(L, 1);
   kv_error error;
   uint64_t id = 0;
-  kv_queue *queue = kvl_queue(state, &error);
+  kv_queue *queue = kvl_queue_to_wait(state, &error);
   if (!queue) return kvl_fail(L, &error);
   uint64_t tag = ++state->last_tag;
   if (function(lock, queue, lua_tonumber(L, 2), tag, &id, &error) != KV_OK) return kvl_fail(L, &error);

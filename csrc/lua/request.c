@@ -8,17 +8,26 @@
 
 #include <string.h>
 
+/* Some backends answer reads at once: these are asked even where the host cannot wait. */
+static bool may_be_here(const kv_request *request) {
+  return request->kind == KV_GET || request->kind == KV_LIST;
+}
+
 /* Submit. 0: the answer hangs in state->current; otherwise the number of results to return. */
 static int submit(lua_State *L, kv_store *store, const kv_request *request) {
   struct kvl_state *state = kvl_state(L);
   kv_error error;
   uint64_t id = 0;
   kvl_drop_current(state);
-  kv_queue *queue = kvl_queue(state, &error);
+  kv_queue *queue = may_be_here(request) ? kvl_queue(state, &error) : kvl_queue_to_wait(state, &error);
   if (!queue) return kvl_fail(L, &error);
   uint64_t tag = ++state->last_tag;
   if (kv_submit(store, queue, request, tag, &id, &state->current, &error) != KV_OK) return kvl_fail(L, &error);
-  return state->current ? 0 : kvl_asked(L, tag, id);
+  if (state->current) return 0;
+  if (!state->refusing) return kvl_asked(L, tag, id);
+  kv_cancel(queue, id); /* a read: nothing was changed */
+  kvl_phase_error(&error);
+  return kvl_fail(L, &error);
 }
 
 /* As above, with an answer that is here already pushed as false, results... (or nil, message, code). */

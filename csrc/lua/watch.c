@@ -27,7 +27,7 @@ static int watch_open(lua_State *L) {
                               .after = kvl_to_integer(L, 5),
                               .keys_only = lua_toboolean(L, 6),
                               .previous = lua_toboolean(L, 7)};
-  kv_queue *queue = kvl_queue(state, &error);
+  kv_queue *queue = state->refusing == KVL_REFUSE_ALL ? kvl_queue_to_wait(state, &error) : kvl_queue(state, &error);
   if (!queue) return kvl_fail(L, &error);
   struct kvl_watch_box *box = kvl_new_box(L, sizeof *box, KVL_WATCH);
   box->keys_only = options.keys_only;

@@ -10,6 +10,7 @@
 local codec = require("kv.codec")
 local core = require("kv.core")
 local drivers = require("kv.drivers")
+local hosts = require("kv.host")
 local options = require("kv.options")
 local scheduler = require("kv.scheduler")
 local store = require("kv.store")
@@ -74,12 +75,14 @@ function kv.open(url, opts, extra)
   local wrong = check_options(opts)
   if wrong then return nil, wrong, "invalid" end
   scheduler.check_fork()
+  hosts.prepare()
   local rest, ours = split_query(url)
   local found, message, code = codec.find(opts and opts.codec or ours.codec)
   if found == false then return nil, message, code end
   local known
   known, message, code = drivers.need(rest)
   if not known then return nil, message, code end
+  if opts and opts.socket_dir or ours.socket_dir then hosts.socket_dir = opts and opts.socket_dir or ours.socket_dir end
   local handle
   handle, message, code = core.open(rest, texts(opts))
   if not handle then return nil, message, code end
@@ -113,12 +116,14 @@ function kv.use(loop, extra)
     return true
   end
   if type(loop) ~= "string" then error(("kv.use: a name or a table is needed, got %s"):format(type(loop)), 2) end
-  local ok, hooks = pcall(require, "kv.host." .. loop)
-  if not ok then
-    return nil, ('kv.use: the event loop "%s" is not there in this version'):format(loop), "unsupported"
-  end
+  local hooks, message = hosts.named(loop)
+  if not hooks then return nil, "kv.use: " .. message, "unsupported" end
   scheduler.set_host(hooks)
   return true
 end
+
+hosts.prepare()
+local given = hosts.given()
+if given then scheduler.set_host(given) end
 
 return kv

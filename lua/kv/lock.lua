@@ -14,6 +14,29 @@ local function for_ever(timeout)
   return timeout
 end
 
+-- A request of nginx that goes away in the middle of a wait is never resumed, and what it holds is collected some time.
+-- Then the lock goes too: this is given up with the handle.
+local function guard(self)
+  local held, proxy = {lock = self._lock}, newproxy(true) -- luacheck: ignore 113
+  getmetatable(proxy).__gc = function()
+    local before = core.refuse(0)
+    if held.id then core.cancel(held.id) end
+    pcall(core.lock_release, held.lock, -1)
+    core.refuse(before)
+  end
+  self._guard, self._held = proxy, held
+end
+
+-- As call.finish.
+local function acquired(self, tag, ...)
+  local held = self._held
+  if not tag or not held then return finish(tag, ...) end
+  held.id = (...)
+  local token, message, code = finish(tag, ...)
+  held.id = nil
+  return token, message, code
+end
+
 --- Get in line, and wait until it is ours.
 -- @tparam[opt] number timeout seconds; without one here or in the lock's options it waits for ever, 0 tries once
 -- @return the lock, now held (lock.token, lock.ttl tell of it), or nil, message, code: "timeout", "held" when this
@@ -25,7 +48,8 @@ function Lock:acquire(timeout, extra)
   if wrong then return nil, wrong, "invalid" end
   scheduler.poll()
   if timeout == nil then timeout = self._timeout end
-  local token, message, code = finish(core.lock_acquire(self._lock, for_ever(timeout)))
+  if scheduler.may_vanish() and not self._guard then guard(self) end
+  local token, message, code = acquired(self, core.lock_acquire(self._lock, for_ever(timeout)))
   if not token then return nil, message, code end
   self.token, self.ttl = token, core.lock_ttl(self._lock)
   return self

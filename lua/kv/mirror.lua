@@ -56,6 +56,7 @@ local function drain(self)
     tell(self, event)
   end
   if synced then self._ready_now = true end
+  if self._code then scheduler.follow(self, false) end
 end
 
 function Mirror:_ready()
@@ -141,6 +142,7 @@ function Mirror:wait_ready(timeout, extra)
     self._waiters[waiter] = nil
     if why == "timeout" then return nil, ("mirror:wait_ready: %s is not here yet"):format(tostring(self)), "timeout" end
     if why == "cancelled" then return nil, "mirror:wait_ready: the task that waited was cancelled", "cancelled" end
+    if why ~= "woken" then return nil, "mirror:wait_ready: it cannot be waited for here or now", why end
   end
   return true
 end
@@ -172,7 +174,9 @@ function Mirror:on_change(fn)
   if getmetatable(self) ~= NAME then call.wrong_self("mirror:on_change") end
   if type(fn) ~= "function" then error(("mirror:on_change: a function is needed, got %s"):format(type(fn)), 2) end
   self._callbacks[#self._callbacks + 1] = fn
-  if not self._closed then self._owner._kept[self] = true end
+  if self._closed or self._code then return self end
+  self._owner._kept[self] = true
+  scheduler.follow(self, true)
   return self
 end
 
@@ -185,6 +189,7 @@ function Mirror:close()
   self._age, self._closed_at = core.watch_age(self._watch), core.clock()
   self._closed = true
   self._owner._kept[self] = nil
+  scheduler.follow(self, false)
   core.watch_close(self._watch)
   scheduler.watch(self._tag, nil)
   wake_all(self)

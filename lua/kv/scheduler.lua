@@ -16,6 +16,7 @@
 -- Tasks are resumed by the loop only, never from inside another one. A host's event loop is a table of hooks, see
 -- set_host().
 local core = require("kv.core")
+local hosts = require("kv.host")
 local Timers = require("kv.timers")
 
 local unpack = table.unpack or unpack -- luacheck: ignore 143
@@ -44,15 +45,18 @@ local ready, first, last = {}, 1, 0                 -- FIFO of tasks
 local tasks = {}                                    -- all that are not done -> true
 local alive = 0                                     -- how many these are
 local outside = 0                                   -- tasks that only the core can wake
+local followers = setmetatable({}, {__mode = "k"})  -- mirrors that call back
+local bridged = setmetatable({}, {__mode = "k"})    -- coroutine of kv.pcall in a host's coroutine on 5.1 -> that one
 local failures = {}                                 -- errors that nobody has joined yet
 local current                                       -- the task that runs now
 local looping = false                               -- kv.run or kv.step is at work
 local in_run = false                                -- kv.run is
 local host                                          -- hooks of a host's loop, or nil
+local recognised = true                             -- false: the program chose, do not look for a loop
 local raised                                        -- what a callback raised outside of a loop
 
---- Can a coroutine yield across pcall here? Not in PUC Lua 5.1.
-scheduler.yields_across_pcall = (function()
+--- Can a coroutine yield across pcall here? Not in PUC Lua 5.1. (LuaJIT can; under nginx not every phase can try.)
+scheduler.yields_across_pcall = rawget(_G, "jit") ~= nil or (function()
   local co = create(function() return pcall(yield, TOKEN) end)
   local ok, what = resume(co)
   return ok and what == TOKEN
@@ -70,10 +74,17 @@ local function current_task()
 end
 scheduler.current_task = current_task
 
+-- Where a loop of the host's calls kv.step(), its descriptor must tell of tasks that became ready outside of it.
+-- Looking at an empty queue takes that back.
+local function tell_loop()
+  if host and not looping and first <= last then core.poke() end
+end
+
 local function make_ready(task, ...)
   if select("#", ...) > 0 then task.results = pack(...) end
   last = last + 1
   ready[last] = task
+  tell_loop()
 end
 
 local function new_task(fn, ...)
@@ -91,12 +102,21 @@ local function describe_error(co, err)
   return debug.traceback(co, err)
 end
 
+local function traced(problem)
+  if type(problem) ~= "string" then return problem end
+  return debug.traceback(problem, 2)
+end
+
 local function finish(task, ok, ...)
   task.done, task.ok = true, ok
-  tasks[task] = nil
-  alive = alive - 1
+  if tasks[task] then
+    tasks[task] = nil
+    alive = alive - 1
+  end
   if ok then
     task.values = pack(...)
+  elseif not task.co then
+    task.problem = (...)
   else
     task.problem = describe_error(task.co, (...))
     failures[#failures + 1] = {problem = task.problem, task = setmetatable({task}, {__mode = "v"}), main = task.is_main,
@@ -193,8 +213,10 @@ end
 -- this first. Raises what a callback has raised since.
 function scheduler.poll()
   if raised then raise_kept() end
+  if host and host.enter then host.enter() end
   if looping or not pending() then return end
   while handle(false, next_reply()) do end -- to the end: the sign that something came is gone after the first
+  tell_loop()
   if raised then raise_kept() end
 end
 
@@ -207,15 +229,45 @@ function scheduler.fail(problem)
   end
 end
 
+-- May the caller, who is no task, wait in a host's loop? A loop that the module knows is found when somebody waits in
+-- it.
+local function in_host()
+  if not scheduler.yields_across_pcall and bridged[running() or 1] then return true end
+  if host then return host.current() end
+  if not recognised then return false end
+  local hooks = hosts.find()
+  if not hooks then return false end
+  host = hooks
+  return true
+end
+
 --- Would a wait of the caller yield, so that others go on?
 function scheduler.may_yield()
-  return current_task() ~= nil or (host ~= nil and host.current() == true)
+  return current_task() ~= nil or in_host() == true
+end
+
+--- May the caller's thread be stopped? Not in a host's process that serves others too.
+function scheduler.may_block()
+  return not (host and host.never_blocks)
+end
+
+--- Does the caller run for somebody who may go away, so that it never goes on?
+function scheduler.may_vanish()
+  return host ~= nil and host.may_vanish ~= nil and host.may_vanish()
 end
 
 --- Tell `watcher:_ready(direct)` whenever the watch with this tag has something. Held weakly.
 function scheduler.watch(tag, watcher)
   watching[tag] = watcher
+  if watcher and host and host.listen then host.listen() end
 end
+
+--- Is there a watch or a mirror?
+function scheduler.has_watches()
+  return next(watching) ~= nil
+end
+
+local PHASE = "this phase of nginx cannot wait; hand it to a timer (ngx.timer.at or kv.spawn)"
 
 -- ------------------------------------------------------------------ waiting for an answer
 
@@ -235,6 +287,7 @@ local function block_for(own, tag, ...)
 end
 
 local function blocked(tag, id, ok, ...)
+  tell_loop()
   if ok then return ... end
   waiting[tag], arrived[tag] = nil, nil -- a hook raised (Ctrl-C): nobody waits any more
   core.cancel(id)
@@ -256,7 +309,7 @@ local function wait_in_host(waiter)
 end
 
 local function await_in_host(tag, id)
-  local waiter = {}
+  local waiter = {id = id}
   function waiter.answer(self, _, ...)
     self.results, self.state = pack(...), "woken"
     host.wake(self)
@@ -279,7 +332,11 @@ function scheduler.await(tag, id)
     end
     return yield(TOKEN)
   end
-  if host and host.current() then return await_in_host(tag, id) end
+  if in_host() then return await_in_host(tag, id) end
+  if not scheduler.may_block() then
+    core.cancel(id)
+    return nil, PHASE, "phase"
+  end
   waiting[tag] = BLOCKED
   return blocked(tag, id, pcall(block_for, tag, next_reply()))
 end
@@ -303,6 +360,13 @@ local function wake_task(task, waiter)
   if task.waiter == waiter then make_ready(task) end
 end
 
+--- Have who is parked with this waiter go on with that result of park().
+function scheduler.wake_as(waiter, state)
+  if waiter.state then return end
+  scheduler.wake(waiter)
+  waiter.state = state
+end
+
 --- Wake who is parked with this waiter. Once; later calls do nothing.
 function scheduler.wake(waiter)
   if waiter.state then return end
@@ -315,11 +379,7 @@ function scheduler.wake(waiter)
   end
 end
 
-local function wake_as(waiter, state)
-  if waiter.state then return end
-  scheduler.wake(waiter)
-  waiter.state = state
-end
+local wake_as = scheduler.wake_as
 
 local function park_task(task, waiter, deadline)
   if task.cancelling then
@@ -358,16 +418,19 @@ local function park_blocked(waiter, deadline)
       end
     end
   end
+  tell_loop()
   return waiter.state
 end
 
---- Wait until wake(waiter) or the deadline (of core.clock; nil: none). Returns "woken", "timeout" or "cancelled".
--- `waiter` is a fresh table; waiter.outside = true says that something outside of Lua will wake it.
+--- Wait until wake(waiter) or the deadline (of core.clock; nil: none). Returns "woken", "timeout", "cancelled"; under
+-- OpenResty also "phase", and "closed" where the worker ends. `waiter` is a fresh table; waiter.outside = true says
+-- that something outside of Lua will wake it.
 function scheduler.park(waiter, deadline)
   if waiter.state then return waiter.state end
   local task = current_task()
   if task then return park_task(task, waiter, deadline) end
-  if host and host.current() then return park_in_host(waiter, deadline) end
+  if in_host() then return park_in_host(waiter, deadline) end
+  if not scheduler.may_block() then return "phase" end
   return park_blocked(waiter, deadline)
 end
 
@@ -511,6 +574,8 @@ end
 function scheduler.run(fn, ...)
   need_function("run", fn)
   if looping then error("kv.run: it is running already; use kv.spawn", 2) end
+  if in_host() then return scheduler.spawn(fn, ...):join() end
+  if not scheduler.may_block() then error("kv.run: " .. PHASE, 2) end
   local task = new_task(fn, ...)
   task.is_main = true
   alive = alive + 1
@@ -522,15 +587,43 @@ function scheduler.run(fn, ...)
   return unpack(task.values, 1, task.values.n)
 end
 
+-- A coroutine of the host's; here it is known by its end only.
+local function spawn_in_host(fn, ...)
+  local task = setmetatable({joiners = {}}, Task)
+  local arguments = pack(...)
+  local ok, message = host.spawn(function()
+    finish(task, xpcall(function() return fn(unpack(arguments, 1, arguments.n)) end, traced))
+    if not task.ok and not task.joined then host.complain(task.problem) end
+  end)
+  if not ok then error("kv.spawn: " .. message, 3) end
+  return task
+end
+
 --- Start `fn(...)` as a task beside the caller's.
 -- @tparam function fn
 -- @param ... its arguments
 -- @treturn kv.task
 function scheduler.spawn(fn, ...)
   need_function("spawn", fn)
-  if not in_run and not host then error("kv.spawn: nothing runs tasks here; call it inside kv.run", 2) end
+  if not in_run and not host and not in_host() then
+    error("kv.spawn: nothing runs tasks here; call it inside kv.run", 2)
+  end
+  if host and host.spawn then return spawn_in_host(fn, ...) end
   alive = alive + 1
-  return (new_task(fn, ...))
+  local task = new_task(fn, ...)
+  if not in_run and host.attend then host.attend() end
+  return task
+end
+
+--- Is there work for kv.step() beside what coroutines of a host wait for: tasks, and mirrors that call back?
+function scheduler.has_work()
+  return alive > 0 or next(followers) ~= nil
+end
+
+--- This mirror calls back from now on, or (false) no longer. Held weakly.
+function scheduler.follow(mirror, calls)
+  followers[mirror] = calls or nil
+  if calls and not in_run and in_host() and host.attend then host.attend() end
 end
 
 --- Wait. In a task others go on meanwhile; with 0 they get one turn.
@@ -540,9 +633,10 @@ function scheduler.sleep(seconds)
   if type(seconds) ~= "number" or seconds ~= seconds or seconds < 0 then
     error(("kv.sleep: seconds must be a number of at least 0, got %s"):format(tostring(seconds)), 2)
   end
-  if scheduler.park({}, clock() + seconds) == "cancelled" then
-    return nil, "kv.sleep: the task was cancelled", "cancelled"
-  end
+  local why = scheduler.park({}, clock() + seconds)
+  if why == "cancelled" then return nil, "kv.sleep: the task was cancelled", "cancelled" end
+  if why == "phase" then return nil, "kv.sleep: " .. PHASE, "phase" end
+  if why == "closed" then return nil, "kv.sleep: the worker ends", "closed" end
   return true
 end
 
@@ -569,7 +663,8 @@ function Task:join(timeout)
         if other == waiter then table.remove(self.joiners, i) break end
       end
       if why == "timeout" then return nil, "task:join: the task is still at work", "timeout" end
-      return nil, "task:join: the task that waited was cancelled", "cancelled"
+      if why == "cancelled" then return nil, "task:join: the task that waited was cancelled", "cancelled" end
+      return nil, "task:join: it cannot be waited for here or now", why
     end
   end
   self.joined = true
@@ -610,6 +705,7 @@ local function call_in_coroutine(task, fn, ...)
   local co = create(function(...) return fn(...) end)
   local outer = task.co
   task.co = co
+  if task.in_host then bridged[co] = bridged[outer] or outer end
   return pass(task, outer, co, resume(co, ...))
 end
 
@@ -618,9 +714,17 @@ end
 -- @param ... its arguments
 -- @return true and what fn returned, or false and what it raised
 function scheduler.pcall(fn, ...)
-  local task = not scheduler.yields_across_pcall and current_task()
-  if not task then return pcall(fn, ...) end
-  return call_in_coroutine(task, fn, ...)
+  if scheduler.yields_across_pcall then return pcall(fn, ...) end
+  local task = current_task()
+  if task then return call_in_coroutine(task, fn, ...) end
+  if not in_host() then return pcall(fn, ...) end
+  return call_in_coroutine({co = running(), in_host = true}, fn, ...)
+end
+
+--- The coroutine of the host's loop that the caller runs in: not always the innermost one, see kv.pcall.
+function scheduler.host_coroutine()
+  local co = running()
+  return bridged[co] or co
 end
 
 -- ------------------------------------------------------------------ other loops
@@ -629,11 +733,23 @@ end
 --   current() -> true when the calling coroutine may wait by wait()
 --   wait(waiter, seconds or nil): suspend it until wake(waiter) is called, or the time is up; early returns are fine
 --   wake(waiter): let it go on; may be called from step()
--- Without them calls block, and tasks of kv.spawn are run by kv.step(). nil or false: no loop.
+--   attend(): there is work that nobody waits for, call kv.step() while scheduler.has_work()
+-- and for OpenResty
+--   never_blocks: who cannot wait by wait() does not wait at all
+--   enter(): a function of the module was called
+--   listen(): there is a watch, call kv.step() from now on
+--   spawn(fn): run it in a coroutine of its own, instead of as a task of kv.step()
+--   may_vanish() -> may the caller be ended in the middle of a wait?
+-- Without current() calls block, and tasks of kv.spawn are run by kv.step(). nil or false: no loop. "find": the
+-- one that the caller of a function that waits runs in, as it is at the start.
 function scheduler.set_host(hooks)
+  recognised = hooks == "find"
+  if recognised then hooks = nil end
   if hooks then
     local function never() end
-    hooks = {current = hooks.current or never, wait = hooks.wait, wake = hooks.wake}
+    local copy = {current = never}
+    for name, hook in pairs(hooks) do copy[name] = hook end
+    hooks = copy
   end
   host = hooks
 end

@@ -548,7 +548,7 @@ function Store:close()
   core.close(self._store)
   self._kept = {}
   if not scheduler.may_yield() then
-    core.close_wait(self._store, CLOSE_SECONDS)
+    if scheduler.may_block() then core.close_wait(self._store, CLOSE_SECONDS) end
     poll()
     return true
   end

@@ -65,6 +65,7 @@ function Watch:_ready()
 end
 
 local function give_up(self, method, why)
+  if why == "phase" then return nil, method .. ": this phase of nginx cannot wait; look from a timer", "phase" end
   if why == "timeout" then
     return nil, ("%s: nothing came in time from %s"):format(method, tostring(self)), "timeout"
   end
@@ -90,7 +91,11 @@ function Watch:next(timeout, extra)
     if event then return event end
     if event == nil then return nil, message, code end
     local why = wait(self, deadline)
-    if why ~= "woken" then return give_up(self, "watch:next", why) end
+    if why == "closed" then
+      self:close()
+    elseif why ~= "woken" then
+      return give_up(self, "watch:next", why)
+    end
   end
 end
 
@@ -116,7 +121,11 @@ function Watch:wait_synced(timeout)
     if message then return nil, message, code end
     if core.watch_synced(self._watch) then return true end
     local why = wait(self, deadline)
-    if why ~= "woken" then return give_up(self, "watch:wait_synced", why) end
+    if why == "closed" then
+      self:close()
+    elseif why ~= "woken" then
+      return give_up(self, "watch:wait_synced", why)
+    end
   end
   return nil, "watch:wait_synced: the watch was closed", "closed"
 end

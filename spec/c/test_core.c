@@ -10,6 +10,8 @@
 #include "check.h"
 
 #include <math.h>
+#include <poll.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 
 #include "core/core.h"
@@ -825,6 +827,56 @@ TEST(closing_the_store_ends_a_watch) {
   kv_watch_free(watch);
   kv_close_wait(store, 10);
   kv_store_free(store);
+  drain_queue();
+}
+
+/* ------------------------------------------------------------------ queues that tell a socket */
+
+static ssize_t bytes_in(int fd) {
+  char bytes[16];
+  return recv(fd, bytes, sizeof bytes, MSG_DONTWAIT);
+}
+
+static bool is_readable(const kv_queue *told) {
+  struct pollfd descriptor = {.fd = kv_queue_fd(told), .events = POLLIN};
+  return poll(&descriptor, 1, 0) == 1;
+}
+
+TEST(a_socket_is_told_when_the_descriptor_becomes_readable) {
+  kv_error error;
+  kv_queue *told = kv_queue_new(&error);
+  int first[2], second[2];
+  CHECK(socketpair(AF_UNIX, SOCK_STREAM, 0, first) == 0 && socketpair(AF_UNIX, SOCK_STREAM, 0, second) == 0);
+  kv_queue_notify(told, first[0]);
+  CHECK_EQ(bytes_in(first[1]), -1);
+  kv_queue_poke(told);
+  kv_queue_poke(told);
+  CHECK(is_readable(told) && kv_queue_pending(told));
+  CHECK_EQ(bytes_in(first[1]), 1);
+  CHECK(!kv_queue_next(told));
+  CHECK(!is_readable(told) && !kv_queue_pending(told));
+
+  kv_store *store = open_store("fake://here");
+  kv_request put = {.kind = KV_PUT, .key = text("plain/told"), .value = text("v"), .timeout = 5};
+  kv_reply *reply = NULL;
+  CHECK_EQ(kv_submit(store, told, &put, 1, NULL, &reply, &error), KV_OK);
+  struct pollfd listener = {.fd = first[1], .events = POLLIN};
+  CHECK_EQ(poll(&listener, 1, 10000), 1);
+  kv_queue_notify(told, second[0]); /* the byte in the first one may be lost with its reader */
+  CHECK_EQ(bytes_in(second[1]), 1);
+  CHECK_EQ(bytes_in(first[1]), 1);
+  CHECK_EQ(bytes_in(first[1]), 0); /* the end */
+  CHECK((reply = kv_queue_next(told)) != NULL);
+  kv_reply_free(reply);
+  CHECK(!kv_queue_next(told));
+  CHECK_EQ(bytes_in(second[1]), -1);
+
+  close(first[1]);
+  close(second[1]);
+  kv_queue_poke(told); /* nobody reads any more: no signal, no harm */
+  CHECK(is_readable(told));
+  kv_queue_free(told);
+  close_store(store);
   drain_queue();
 }
 

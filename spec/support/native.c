@@ -114,8 +114,8 @@ static int process_wait(lua_State *L) {
 }
 
 static int process_kill(lua_State *L) {
-  static const char *const names[] = {"TERM", "KILL", "STOP", "CONT", "INT", "HUP", "USR1", NULL};
-  static const int numbers[] = {SIGTERM, SIGKILL, SIGSTOP, SIGCONT, SIGINT, SIGHUP, SIGUSR1};
+  static const char *const names[] = {"TERM", "KILL", "STOP", "CONT", "INT", "HUP", "USR1", "QUIT", NULL};
+  static const int numbers[] = {SIGTERM, SIGKILL, SIGSTOP, SIGCONT, SIGINT, SIGHUP, SIGUSR1, SIGQUIT};
   struct process *process = process_of(L);
   int number = numbers[luaL_checkoption(L, 2, "TERM", names)];
   lua_pushboolean(L, !process_ended(process, 0) && kill(process->pid, number) == 0);

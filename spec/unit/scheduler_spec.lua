@@ -468,6 +468,22 @@ describe("kv.step", function()
     store:close()
   end)
 
+  it("is asked for when a call outside of it took the answer that a task waits for", function()
+    kv.use{}
+    local store, done = assert(kv.open("local:")), false
+    local fd = assert(kv.fd())
+    kv.spawn(function() done = assert(store:put("key", "v")) end)
+    kv.step()
+    assert.is_truthy(native.poll(fd, 10), "the answer came")
+    assert(store:get("key")) -- hands out what is there
+    assert.is_truthy(native.poll(fd, 0), "the descriptor tells of the task")
+    kv.step()
+    assert.is_truthy(done)
+    kv.step()
+    assert.is_falsy(native.poll(fd, 0))
+    store:close()
+  end)
+
   it("raises what a task raised that nobody joins, once", function()
     kv.use{}
     kv.spawn(function() error("in a step") end)
@@ -580,6 +596,10 @@ describe("hooks", function()
     local ok, message, code = kv.use("no such loop")
     assert.is_nil(ok)
     assert.is_truthy(message:find("no such loop", 1, true))
+    assert.equal("unsupported", code)
+    ok, message, code = kv.use("openresty")
+    assert.is_nil(ok)
+    assert.is_truthy(message:find("this is not nginx", 1, true))
     assert.equal("unsupported", code)
   end)
 end)
