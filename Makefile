@@ -14,7 +14,7 @@
 # CPPFLAGS and LDFLAGS are yours; V=1 shows the commands.
 
 LUA ?= lua5.4
-BACKENDS ?= local etcd
+BACKENDS ?= local etcd zookeeper
 PREFIX ?= /usr/local
 DESTDIR ?=
 SANITIZE ?=
@@ -48,13 +48,21 @@ WIRE_local :=
 PACKAGES_etcd := libnghttp2 openssl
 WIRE_etcd := grpc protobuf tls
 
-packages_there = $(shell $(PKG_CONFIG) --exists $(PACKAGES_$(1)) 2>/dev/null && echo yes)
+# The ZooKeeper C client comes without a pkg-config file: a program that is linked with it tells whether it is there.
+PACKAGES_zookeeper := openssl
+LIBS_zookeeper := -lzookeeper_st
+WIRE_zookeeper := tls
+has_zookeeper = $(shell echo 'int main(void) { return zookeeper_process(0, 0) > 0; }' | $(CC) $(CPPFLAGS) $(CFLAGS) \
+  -include zookeeper/zookeeper.h -x c -o /dev/null - $(LDFLAGS) $(LIBS_zookeeper) 2>/dev/null && echo yes)
+
+library_there = $(if $(LIBS_$(1)),$(has_$(1)),yes)
+packages_there = $(if $(library_there),$(shell $(PKG_CONFIG) --exists $(PACKAGES_$(1)) 2>/dev/null && echo yes))
 sources_there = $(wildcard csrc/drivers/$(1)/*.c)
 USED := $(foreach name,$(BACKENDS),$(if $(call sources_there,$(name)),$(if $(call packages_there,$(name)),$(name))))
 LEFT_OUT := $(filter-out $(USED),$(BACKENDS))
 ALL_PACKAGES := $(sort $(foreach name,$(USED),$(PACKAGES_$(name))))
 DRIVER_CFLAGS := $(if $(ALL_PACKAGES),$(shell $(PKG_CONFIG) --cflags $(ALL_PACKAGES) 2>/dev/null))
-driver_libs = $(if $(PACKAGES_$(1)),$(shell $(PKG_CONFIG) --libs $(PACKAGES_$(1)) 2>/dev/null))
+driver_libs = $(if $(PACKAGES_$(1)),$(shell $(PKG_CONFIG) --libs $(PACKAGES_$(1)) 2>/dev/null)) $(LIBS_$(1))
 
 # ---------------------------------------------------------------- flags
 

@@ -16,10 +16,14 @@
 
 #define PORTABLE_VALUE_MAX ((size_t)512 * 1024)
 
+/* What messages call it: the backend by its name, where its URLs do not say it ("zookeeper zk://host:2181"). */
 static void make_label(struct kv_backend *backend) {
   const struct kv_config *config = &backend->config;
+  const char *name = backend->driver->name;
+  bool named = strncmp(config->scheme->name, name, strlen(name)) == 0;
   size_t size = sizeof backend->label;
-  int used = snprintf(backend->label, size, "%s:%s", config->scheme->name, config->scheme->port ? "//" : "");
+  int used = snprintf(backend->label, size, "%s%s%s:%s", named ? "" : name, named ? "" : " ", config->scheme->name,
+                      config->scheme->port ? "//" : "");
   if (!config->scheme->port) {
     if (config->path && used > 0) snprintf(backend->label + used, size - (size_t)used, "%.300s", config->path);
     return;

@@ -498,7 +498,8 @@ static struct kv_watch *of_feed(struct kv_feed *feed) {
 void kv_feed_event(struct kv_feed *feed, kv_event_type type, kv_slice key, kv_slice value, uint64_t revision,
                    uint64_t created) {
   struct kv_watch *watch = of_feed(feed);
-  if (watch->state != STREAMING || revision < feed->from || !concerns(watch, key)) return;
+  bool is_stream = !(feed->backend->driver->capabilities & KV_CAN_SNAPSHOT); /* else there is no `from` */
+  if (watch->state != STREAMING || (is_stream && revision < feed->from) || !concerns(watch, key)) return;
   struct kv_known *known = kv_delivered_find(&watch->delivered, key);
   if (known && revision <= known->revision) return; /* told already */
   if (type == KV_EVENT_DELETE) {

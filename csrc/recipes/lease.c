@@ -107,7 +107,7 @@ static void set_times(struct kv_lease *lease, int64_t good) {
   double granted = lease->ref.granted;
   if (!(granted > 0) || !isfinite(granted)) granted = lease->ref.ttl; /* a driver or server that does not tell */
   double margin = lease->recipes->backend->driver->limits.renew_margin + granted / DRIFT_PART;
-  if (margin > granted / 2) margin = granted / 2;
+  if (margin > granted / 4) margin = granted / 4; /* what is left must be enough for a renewal that was late */
   lease->good = good;
   lease->next_try = kv_deadline(good, granted / RENEW_PART);
   lease->suspect_at = kv_deadline(good, granted / SUSPECT_PART);

@@ -317,6 +317,34 @@ static int listening(lua_State *L) {
   return 1;
 }
 
+/* exchange(port, text, seconds) -> what is answered until the other side closes; nil when it cannot be reached. `seconds` is for each
+ * silence. */
+static int exchange(lua_State *L) {
+  struct sockaddr_in address = loopback((int)luaL_checkinteger(L, 1));
+  size_t size;
+  const char *text = luaL_checklstring(L, 2, &size);
+  double seconds = luaL_checknumber(L, 3);
+  struct timeval limit = {(time_t)seconds, (suseconds_t)((seconds - (double)(time_t)seconds) * 1e6)};
+  char answer[65536];
+  size_t got = 0;
+  ssize_t part = 1;
+  int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) return failed(L, "socket");
+  setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+  if (connect(fd, (struct sockaddr *)&address, sizeof address) != 0 || send(fd, text, size, MSG_NOSIGNAL) != (ssize_t)size) {
+    close(fd);
+    lua_pushnil(L);
+    return 1;
+  }
+  while (part > 0 && got < sizeof answer) {
+    part = recv(fd, answer + got, sizeof answer - got, 0);
+    if (part > 0) got += (size_t)part;
+  }
+  close(fd);
+  lua_pushlstring(L, answer, got);
+  return 1;
+}
+
 static int lua_fork(lua_State *L) {
   pid_t pid = fork();
   if (pid < 0) return failed(L, "fork");
@@ -374,7 +402,7 @@ int luaopen_spec_native(lua_State *L) {
   static const luaL_Reg functions[] = {
       {"spawn", spawn},         {"now", lua_now},   {"sleep", lua_sleep}, {"tempdir", tempdir}, {"port", port},
       {"listening", listening}, {"fork", lua_fork}, {"exit", lua_exit},   {"reap", reap},       {"setenv", lua_setenv},
-      {"poll", lua_poll},       {NULL, NULL}};
+      {"poll", lua_poll},       {"exchange", exchange}, {NULL, NULL}};
   signal(SIGPIPE, SIG_IGN);
   luaL_newmetatable(L, PROCESS);
   lua_pushvalue(L, -1);

@@ -1,5 +1,5 @@
---- Real etcd servers for specs: each in a temporary folder, on free ports, healthy when the constructor returns, ended
--- by its pid.
+--- Real servers for specs: each in a temporary folder, on free ports, healthy when the constructor returns, ended by
+-- its pid.
 --
 --    local etcd = servers.etcd{tls = true, auth = true}
 --    kv.open(etcd:url())                  "etcds://127.0.0.1:41234"
@@ -8,7 +8,8 @@
 --    etcd:ctl("compact", "17")            etcdctl, its output
 --    etcd:stop()                          ends it and removes its folder
 --
--- servers.cluster(3) gives members that know each other.
+-- servers.cluster(3) gives members that know each other. servers.zookeeper{} and servers.zookeeper_cluster(3) have the
+-- same methods (but ctl; ask("ruok") sends one of the server's four-letter words).
 local native = require("spec.native")
 local util = require("spec.support.util")
 
@@ -207,6 +208,133 @@ function servers.cluster(count, options)
   end
   for _, member in ipairs(members) do
     member.cluster = table.concat(parts, ",")
+    member:launch()
+  end
+  for _, member in ipairs(members) do assert(member:wait_healthy()) end
+  return members
+end
+
+-- ------------------------------------------------------------------ ZooKeeper
+
+local ZooKeeper = {}
+ZooKeeper.__index = ZooKeeper
+
+local CLASSES = "/usr/share/java/zookeeper.jar:/usr/share/java/netty-codec.jar:/usr/share/java/netty-resolver.jar"
+
+--- Options: tick (milliseconds, 200), extended_types (true), arguments (of the JVM), tls, client_certificates (it wants
+-- them).
+local function zookeeper_command(self)
+  local command = {"java", "-cp", CLASSES, "-Xms64m", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
+    "-Dznode.container.checkIntervalMs=300", "-Dzookeeper.forceSync=no",
+    "-Dzookeeper.extendedTypesEnabled=" .. tostring(self.options.extended_types ~= false),
+    stdout = self.folder .. "/log", stderr = self.folder .. "/log"}
+  for _, word in ipairs(self.options.arguments or {}) do command[#command + 1] = word end
+  command[#command + 1] = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
+  command[#command + 1] = self.folder .. "/zoo.cfg"
+  return command
+end
+
+local function zookeeper_config(self, members)
+  local lines = {
+    "tickTime=" .. (self.options.tick or 200), "dataDir=" .. self.folder .. "/data", "clientPort=" .. self.port,
+    "clientPortAddress=127.0.0.1", "maxClientCnxns=0", "4lw.commands.whitelist=*", "admin.enableServer=false",
+    "initLimit=50", "syncLimit=10",
+  }
+  if self.certificates then
+    local pem = self.folder .. "/server-both.pem" -- key and certificate in one file
+    util.write(pem, util.read(self.certificates.key) .. util.read(self.certificates.cert))
+    for _, line in ipairs{"secureClientPort=" .. self.secure_port, "secureClientPortAddress=127.0.0.1",
+      "serverCnxnFactory=org.apache.zookeeper.server.NettyServerCnxnFactory", "ssl.keyStore.location=" .. pem,
+      "ssl.trustStore.location=" .. self.certificates.ca, "ssl.hostnameVerification=false",
+      "ssl.clientAuth=" .. (self.options.client_certificates and "need" or "none")} do
+      lines[#lines + 1] = line
+    end
+  end
+  for i, member in ipairs(members or {}) do
+    lines[#lines + 1] = ("server.%d=127.0.0.1:%d:%d"):format(i, member.peer_port, member.election_port)
+  end
+  util.write(self.folder .. "/zoo.cfg", table.concat(lines, "\n") .. "\n")
+end
+
+local function new_zookeeper(options, number)
+  local self = setmetatable({options = options, number = number, folder = util.folder()}, ZooKeeper)
+  self.port, self.peer_port, self.election_port = native.port(), native.port(), native.port()
+  if self.options.tls then
+    self.certificates = servers.certificates(self.folder)
+    self.secure_port = native.port()
+  end
+  assert(os.execute("mkdir " .. self.folder .. "/data"))
+  util.write(self.folder .. "/data/myid", number .. "\n")
+  return self
+end
+
+--- Start it (again) without waiting for its health.
+function ZooKeeper:launch()
+  self.process = assert(native.spawn(zookeeper_command(self)))
+end
+
+--- One of the four-letter words: what the server says, "" when it does not.
+function ZooKeeper:ask(word)
+  return native.exchange(self.port, word, 2) or ""
+end
+
+function ZooKeeper:healthy()
+  return native.listening(self.port) and self:ask("srvr"):find("Mode:", 1, true) ~= nil
+end
+
+function ZooKeeper:wait_healthy()
+  local deadline = native.now() + START_SECONDS
+  while not self:healthy() do
+    local problem = not self.process:running() and "ended" or native.now() > deadline and "is not healthy"
+    if problem then return nil, ("ZooKeeper %s: %s"):format(problem, util.read(self.folder .. "/log") or "") end
+    native.sleep(0.02)
+  end
+  return true
+end
+
+--- "leader", "follower" or "standalone".
+function ZooKeeper:mode()
+  return self:ask("srvr"):match("Mode: (%w+)")
+end
+
+--- Forget everything, as after a lost disk. Only while it is down.
+function ZooKeeper:wipe()
+  assert(os.execute("rm -rf " .. self.folder .. "/data/version-2"))
+end
+
+function ZooKeeper:url(rest, user)
+  return ("zk://%s127.0.0.1:%d%s"):format(user and user .. "@" or "", self.port, rest or "")
+end
+
+--- The same through TLS.
+function ZooKeeper:secure_url(rest)
+  return ("zks://127.0.0.1:%d%s"):format(self.secure_port, rest or "")
+end
+
+ZooKeeper.start, ZooKeeper.kill, ZooKeeper.pause, ZooKeeper.resume, ZooKeeper.stop =
+  Etcd.start, Etcd.kill, Etcd.pause, Etcd.resume, Etcd.stop
+
+--- One server.
+function servers.zookeeper(options)
+  local problem
+  for _ = 1, ATTEMPTS do
+    local self = new_zookeeper(options or {}, 1)
+    zookeeper_config(self)
+    self:launch()
+    local ok
+    ok, problem = self:wait_healthy()
+    if ok then return self end
+    self:stop()
+  end
+  error(problem, 2)
+end
+
+--- Members of one cluster, all healthy.
+function servers.zookeeper_cluster(count, options)
+  local members = {}
+  for i = 1, count do members[i] = new_zookeeper(options or {}, i) end
+  for _, member in ipairs(members) do
+    zookeeper_config(member, members)
     member:launch()
   end
   for _, member in ipairs(members) do assert(member:wait_healthy()) end

@@ -1,4 +1,4 @@
---- Runs a command with a fresh store: lua spec/support/with_store.lua local|etcd COMMAND...
+--- Runs a command with a fresh store: lua spec/support/with_store.lua local|etcd|zookeeper COMMAND...
 -- KV_TEST_URL tells the command where it is, KV_TEST_BACKEND what. Exit status is the command's.
 local native = require("spec.native")
 local util = require("spec.support.util")
@@ -11,10 +11,13 @@ local url, server
 if kind == "etcd" then
   server = require("spec.support.servers").etcd{}
   url = server:url()
+elseif kind == "zookeeper" then
+  server = require("spec.support.servers").zookeeper{}
+  url = server:url()
 elseif kind == "local" then
   url = "local:" .. util.folder() .. "/store"
 else
-  io.stderr:write("usage: with_store.lua local|etcd COMMAND...\n")
+  io.stderr:write("usage: with_store.lua local|etcd|zookeeper COMMAND...\n")
   os.exit(2)
 end
 

@@ -1,0 +1,300 @@
+/*
+ * lease.c - leases.
+ *
+ * A lease for keys is a session of its own: the server gives it its own time to live, and ends it with all its keys
+ * in one step. The leases of locks share one session for each time to live that was asked for, because a server
+ * allows one address 60 connections unless it is told otherwise. So what may be left of a lock's lease, its entry in
+ * a queue, is removed by name when the lease is given up, and the attempt is repeated until the entry is certainly
+ * gone, or the session is.
+ *
+ * A heartbeat is a multi with a check in it: the server commits it by quorum, while a ping is answered by any server,
+ * a deposed leader included. It checks the entry of a lock that is held, or else the root.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "zookeeper.h"
+
+struct zk_lease {
+  struct zk_list node;
+  uint64_t id;
+  struct zk_session *session;
+  bool for_lock;
+  char *queue;                     /* owned: an entry may be in this queue; NULL: certainly not */
+  char entry[KV_PLACE_ID_MAX + 1]; /* what its name begins with */
+  struct zk_call *cleaner;         /* removes it */
+  struct zk_call *revoker;         /* waits for that, or NULL */
+};
+
+static void clean(struct zk_lease *lease);
+
+static struct zk_lease *find(struct zk *zk, const struct kv_lease_ref *ref) {
+  for (struct zk_list *at = zk->leases.next; at != &zk->leases; at = at->next) {
+    struct zk_lease *lease = zk_of(struct zk_lease, node, at);
+    if (lease->id == ref->id) {
+      zk_list_remove(&lease->node); /* those in use are found soon */
+      zk_list_move(zk->leases.next, &lease->node);
+      return lease;
+    }
+  }
+  return NULL;
+}
+
+struct zk_session *zk_lease_session(struct zk *zk, const struct kv_lease_ref *ref) {
+  struct zk_lease *lease = find(zk, ref);
+  return lease ? lease->session : NULL;
+}
+
+bool zk_lease_note(struct zk *zk, const struct kv_lease_ref *ref, const char *queue, const char *id) {
+  struct zk_lease *lease = find(zk, ref);
+  if (!lease) return true;
+  char *copy = queue ? strdup(queue) : NULL;
+  if (queue && !copy) return false;
+  free(lease->queue);
+  lease->queue = copy;
+  snprintf(lease->entry, sizeof lease->entry, "%s", id ? id : "");
+  return true;
+}
+
+/* Out of the table. The session goes with its last lease. */
+static void forget(struct zk_lease *lease) {
+  struct zk_session *session = lease->session;
+  struct zk_call *revoker = lease->revoker;
+  if (lease->cleaner) lease->cleaner->data = NULL;
+  if (revoker) revoker->data = NULL;
+  zk_list_remove(&lease->node);
+  free(lease->queue);
+  free(lease);
+  if (--session->places == 0 && session->state != ZK_GONE) zk_session_leave(session);
+  if (revoker) zk_finish(revoker, KV_OK, NULL);
+}
+
+static bool next_of(struct zk *zk, const struct zk_session *session, struct zk_lease **lease) {
+  for (struct zk_list *at = zk->leases.next; at != &zk->leases; at = at->next) {
+    *lease = zk_of(struct zk_lease, node, at);
+    if (!session || (*lease)->session == session) return true;
+  }
+  return false;
+}
+
+void zk_leases_lost(struct zk_session *session) {
+  struct zk_lease *lease;
+  while (next_of(session->zk, session, &lease)) forget(lease);
+}
+
+void zk_leases_free(struct zk *zk) {
+  struct zk_lease *lease;
+  while (next_of(zk, NULL, &lease)) {
+    zk_list_remove(&lease->node);
+    free(lease->queue);
+    free(lease);
+  }
+}
+
+/* ------------------------------------------------------------------ grant */
+
+static struct zk_session *session_for(struct zk *zk, const struct kv_lease_ref *ref) {
+  struct zk_session *fresh = zk_session_new(zk, ref->for_lock ? ZK_LOCKS : ZK_LEASE, ref->ttl);
+  if (!fresh || !ref->for_lock) return fresh;
+  for (struct zk_list *at = zk->sessions.next; at != &zk->sessions; at = at->next) {
+    struct zk_session *session = zk_of(struct zk_session, node, at);
+    bool is_alike = session != fresh && session->role == ZK_LOCKS && session->timeout == fresh->timeout;
+    if (!is_alike || !zk_session_lasts(session) || session->expired) continue;
+    zk_list_remove(&fresh->node);
+    free(fresh);
+    return session;
+  }
+  return fresh;
+}
+
+static struct zk_lease *make(struct zk *zk, const struct kv_lease_ref *ref) {
+  struct zk_lease *lease = calloc(1, sizeof *lease);
+  struct zk_session *session = lease ? session_for(zk, ref) : NULL;
+  if (!session) {
+    free(lease);
+    return NULL;
+  }
+  lease->id = ref->id;
+  lease->session = session;
+  lease->for_lock = ref->for_lock;
+  session->places++;
+  zk_list_init(&lease->node);
+  zk_list_move(&zk->leases, &lease->node);
+  zk_wake(session);
+  return lease;
+}
+
+static void granted(struct zk_call *call) {
+  call->op->lease->granted = call->session->granted;
+  zk_finish(call, KV_OK, NULL);
+}
+
+void zk_lease_grant(struct zk *zk, struct kv_op *op) {
+  struct zk_lease *lease = find(zk, op->lease);
+  if (!lease) lease = make(zk, op->lease);
+  if (!lease) {
+    kv_zk->finish(op, KV_FAILED, "out of memory");
+    return;
+  }
+  struct zk_call *call = zk_call_new(zk, lease->session, op);
+  if (call) zk_call_start(call, granted);
+}
+
+/* ------------------------------------------------------------------ renew */
+
+struct heartbeat {
+  zoo_op_t op;
+  zoo_op_result_t result;
+  char path[];
+};
+
+static void free_data(struct zk_call *call) {
+  free(call->data);
+}
+
+static void renewed(int result, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  if (!call) return;
+  bool answered = zk_code(result, false) != KV_UNAVAILABLE;
+  if (call->op->place && (result == ZNONODE || result == ZBADVERSION)) {
+    zk_finish(call, KV_LOST, "our entry in the queue is gone");
+  } else if (answered) { /* whatever it says of the root: a quorum says it to this session */
+    call->op->lease->granted = call->session->granted;
+    zk_finish(call, KV_OK, NULL);
+  } else {
+    zk_fail(call, result);
+  }
+}
+
+static void renew(struct zk_call *call) {
+  const struct kv_place *place = call->op->place;
+  char *queue = place ? zk_queue_path(place) : NULL;
+  size_t size = (queue ? strlen(queue) : 0) + KV_TICKET_MAX + 2;
+  struct heartbeat *beat = place && !queue ? NULL : calloc(1, sizeof *beat + size);
+  call->data = beat;
+  call->clear = free_data;
+  if (beat) snprintf(beat->path, size, "%s/%s", queue ? queue : "", queue ? place->ticket : "");
+  free(queue);
+  if (!beat) {
+    zk_finish(call, KV_FAILED, "out of memory");
+    return;
+  }
+  zoo_check_op_init(&beat->op, beat->path, place ? 0 : -1);
+  zk_sent(call, zoo_amulti(call->session->handle, 1, &beat->op, &beat->result, renewed, call));
+}
+
+void zk_lease_renew(struct zk *zk, struct kv_op *op) {
+  struct zk_session *session = zk_lease_session(zk, op->lease);
+  if (!session) {
+    kv_zk->finish(op, KV_LOST, "the session has expired");
+    return;
+  }
+  struct zk_call *call = zk_call_new(zk, session, op);
+  if (call) zk_call_start(call, renew);
+}
+
+/* ------------------------------------------------------------------ removing the entry of a lock that was given up */
+
+static void clean_failed(struct zk_call *call, kv_code code, const char *problem) {
+  struct zk_lease *lease = call->data;
+  (void)problem;
+  if (!lease) return;
+  lease->cleaner = NULL;
+  if (code == KV_UNAVAILABLE || code == KV_UNKNOWN) clean(lease); /* when there is a connection again */
+  else if (code != KV_FAILED) forget(lease); /* not allowed, or the session is gone: it goes by itself */
+}
+
+static void cleaned(struct zk_call *call, int result) {
+  struct zk_lease *lease = call->data;
+  if (result != ZOK && result != ZNONODE) {
+    zk_fail(call, result);
+    return;
+  }
+  zk_finish(call, KV_OK, NULL);
+  if (!lease) return;
+  lease->cleaner = NULL;
+  forget(lease);
+}
+
+static void entry_deleted(int result, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  if (call) cleaned(call, result);
+}
+
+static void queue_read(int result, const struct String_vector *names, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  if (!call) return;
+  const struct zk_lease *lease = call->data;
+  const char *name = result == ZOK && lease ? zk_queue_find(names, lease->entry) : NULL;
+  if (!name) {
+    cleaned(call, result);
+    return;
+  }
+  size_t size = strlen(lease->queue) + strlen(name) + 2;
+  char *path = malloc(size);
+  if (!path) {
+    cleaned(call, ZOPERATIONTIMEOUT); /* again */
+    return;
+  }
+  snprintf(path, size, "%s/%s", lease->queue, name);
+  zk_sent(call, zoo_adelete(call->session->handle, path, -1, entry_deleted, call));
+  free(path);
+}
+
+/* A request to create it that was not answered is behind us: what was sent before on this session is settled. */
+static void look_for_entry(struct zk_call *call) {
+  const struct zk_lease *lease = call->data;
+  if (!lease) zk_finish(call, KV_OK, NULL);
+  else if (!zk_sync(call->session)) zk_fail(call, ZINVALIDSTATE);
+  else zk_sent(call, zoo_aget_children(call->session->handle, lease->queue, 0, queue_read, call));
+}
+
+static void clean(struct zk_lease *lease) {
+  if (lease->cleaner) return;
+  struct zk_call *call = zk_call_new(lease->session->zk, lease->session, NULL);
+  if (!call) return; /* the next attempt to revoke it comes here again */
+  call->data = lease;
+  call->failed = clean_failed;
+  lease->cleaner = call;
+  zk_call_start(call, look_for_entry);
+}
+
+/* ------------------------------------------------------------------ revoke */
+
+static void detach_revoker(struct zk_call *call) {
+  struct zk_lease *lease = call->data;
+  if (lease && lease->revoker == call) lease->revoker = NULL;
+}
+
+/* Connected: the session is ended, and its keys with it. */
+static void end_session(struct zk_call *call) {
+  struct zk_session *session = call->session;
+  struct zk_lease *lease = find(call->zk, call->op->lease);
+  session->closer = call;
+  if (lease) forget(lease);
+  else zk_session_leave(session);
+}
+
+void zk_lease_revoke(struct zk *zk, struct kv_op *op) {
+  struct zk_lease *lease = find(zk, op->lease);
+  if (!lease) {
+    kv_zk->finish(op, KV_OK, NULL);
+    return;
+  }
+  struct zk_call *call = zk_call_new(zk, lease->session, op);
+  if (!call) return;
+  if (lease->for_lock && lease->queue) {
+    call->data = lease;
+    call->clear = detach_revoker;
+    lease->revoker = call;
+    clean(lease);
+  } else if (lease->for_lock) {
+    forget(lease);
+    zk_finish(call, KV_OK, NULL);
+  } else if (!lease->session->established) {
+    end_session(call);
+  } else {
+    zk_call_start(call, end_session);
+  }
+}

@@ -1,0 +1,168 @@
+/*
+ * link.c - the connection under a session.
+ *
+ * The library resolves names, connects and rotates by itself, and would block while it does, and zookeeper_close()
+ * waits for the server. So it is given an address at which nobody listens, and the descriptor that it makes for that
+ * attempt is replaced (dup3) by a socket that the core has connected, before the library looks at it again. What it
+ * then does on it, the handshake first of all, never blocks.
+ *
+ * Of each connection we keep a descriptor of our own. It stands in the poll set (the library closes its own whenever
+ * it likes); it serves to end a session without waiting: the goodbye goes out on it, the server's answer is awaited
+ * in the reactor, and the library is cut off before it is asked to close. To cut it off, its descriptor is replaced
+ * by one that cannot be read.
+ */
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "zookeeper.h"
+
+#define MESSAGES_A_TURN 2000 /* so that one busy session leaves the others their turns */
+
+static void dialled(struct kv_dial *dial, int fd, size_t address, const char *problem);
+static void link_ready(struct kv_io *io, unsigned events);
+
+bool zk_link_dial(struct zk_session *session) {
+  struct zk_link *link = &session->link;
+  link->dial.done = dialled;
+  link->dial.data = session;
+  kv_zk->dial(session->zk->backend, &link->dial);
+  return true;
+}
+
+/* Have the library make a descriptor, and put ours in its place. */
+static const char *adopt(struct zk_session *session, int fd) {
+  struct zk_link *link = &session->link;
+  zhandle_t *handle = zk_session_handle(session);
+  if (!handle) return "out of memory";
+  struct timeval timeout;
+  int library = -1, interest = 0, result = ZOK;
+  /* After a failure the library wants to wait once before it tries again: when to try is decided here. */
+  for (int tries = 0; tries < 2 && library < 0 && result == ZOK; tries++)
+    result = zookeeper_interest(handle, &library, &interest, &timeout);
+  if (result != ZOK || library < 0) return "the ZooKeeper library could not begin to connect";
+  if (zoo_state(handle) != ZOO_CONNECTING_STATE || dup3(fd, library, O_CLOEXEC) < 0)
+    return "the ZooKeeper library could not be given the connection";
+  link->library = library;
+  return NULL;
+}
+
+/* With TLS: the library gets one end of a relay instead. */
+static const char *secure(struct zk_session *session, int *fd, char *reason, size_t size) {
+  int library = -1;
+  if (!session->zk->config->scheme->tls) return NULL;
+  session->link.relay = zk_relay_new(session, *fd, &library, reason, size);
+  if (!session->link.relay) return reason;
+  *fd = library;
+  return NULL;
+}
+
+static void dialled(struct kv_dial *dial, int fd, size_t address, const char *problem) {
+  struct zk_session *session = dial->data;
+  struct zk_link *link = &session->link;
+  link->address = address;
+  if (fd < 0) {
+    zk_session_linked(session, problem);
+    return;
+  }
+  char reason[300];
+  problem = secure(session, &fd, reason, sizeof reason);
+  if (!problem) problem = adopt(session, fd);
+  if (problem) {
+    close(fd);
+    zk_relay_free(link->relay);
+    link->relay = NULL;
+    zk_session_linked(session, problem);
+    return;
+  }
+  link->io = (struct kv_io){.fd = fd, .ready = link_ready, .data = session};
+  zk_session_linked(session, NULL);
+}
+
+void zk_link_interest(struct zk_session *session) {
+  struct zk_link *link = &session->link;
+  struct timeval timeout = {0, 0};
+  int library = -1, interest = 0;
+  if (link->io.fd < 0) return;
+  int result = zookeeper_interest(session->handle, &library, &interest, &timeout);
+  if (result != ZOK) {
+    zk_session_check(session);
+    return;
+  }
+  if (library != link->library) { /* it lost the connection and began another one by itself */
+    link->library = library;
+    zk_condemn(session, "the connection was lost");
+    return;
+  }
+  unsigned events = 0;
+  if (interest & ZOOKEEPER_READ) events |= KV_IO_READ;
+  if (interest & ZOOKEEPER_WRITE) events |= KV_IO_WRITE;
+  kv_zk->io_set(&link->io, events);
+  int64_t wait = (int64_t)timeout.tv_sec * ZK_SECOND + (int64_t)timeout.tv_usec * 1000;
+  kv_zk->timer_set(&session->wake, kv_zk->now() + wait + ZK_SECOND / 1000);
+}
+
+/* ------------------------------------------------------------------ events */
+
+/* The goodbye went out: whatever comes, until the server closes. */
+static void drain(struct zk_session *session) {
+  char unwanted[4096];
+  ssize_t got;
+  do got = recv(session->link.io.fd, unwanted, sizeof unwanted, MSG_DONTWAIT);
+  while (got > 0 || (got < 0 && errno == EINTR));
+  if (got == 0 || (errno != EAGAIN && errno != EWOULDBLOCK)) zk_session_ended(session);
+}
+
+static void link_ready(struct kv_io *io, unsigned events) {
+  struct zk_session *session = io->data;
+  if (session->state == ZK_CLOSING) {
+    drain(session);
+    return;
+  }
+  int wanted = 0;
+  if (events & KV_IO_READ) wanted |= ZOOKEEPER_READ;
+  if (events & KV_IO_WRITE) wanted |= ZOOKEEPER_WRITE;
+  int result = zookeeper_process(session->handle, wanted);
+  for (int i = 0; i < MESSAGES_A_TURN && result == ZOK && (events & KV_IO_READ); i++)
+    result = zookeeper_process(session->handle, ZOOKEEPER_READ);
+  zk_session_check(session);
+  zk_wake(session);
+}
+
+/* ------------------------------------------------------------------ ends */
+
+void zk_link_drop(struct zk_session *session) {
+  struct zk_link *link = &session->link;
+  kv_zk->dial_cancel(&link->dial);
+  kv_zk->timer_stop(&session->wake);
+  if (link->io.fd >= 0) {
+    kv_zk->io_remove(&link->io);
+    close(link->io.fd);
+  }
+  link->io.fd = link->library = -1;
+  zk_relay_free(link->relay);
+  link->relay = NULL;
+}
+
+void zk_link_cut(struct zk_session *session) {
+  struct zk_link *link = &session->link;
+  if (link->library < 0 || !session->handle) return;
+  int nothing = open("/dev/null", O_RDWR | O_CLOEXEC);
+  if (nothing >= 0 && dup3(nothing, link->library, O_CLOEXEC) >= 0)
+    zookeeper_process(session->handle, ZOOKEEPER_READ); /* cannot be read: closed */
+  if (nothing >= 0) close(nothing);
+}
+
+bool zk_link_say_goodbye(struct zk_session *session) {
+  /* length, number, kind: in network order */
+  static const unsigned char goodbye[12] = {0, 0, 0, 8, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xf5};
+  struct zk_link *link = &session->link;
+  if (link->io.fd < 0 || (link->io.events & KV_IO_WRITE)) return false; /* the library holds back half a message */
+  ssize_t sent = send(link->io.fd, goodbye, sizeof goodbye, MSG_DONTWAIT | MSG_NOSIGNAL);
+  if (sent != (ssize_t)sizeof goodbye) return false;
+  kv_zk->io_set(&link->io, KV_IO_READ);
+  return true;
+}

@@ -1,0 +1,401 @@
+/*
+ * put.c - put. ZooKeeper has no upsert: a put sets, and creates when there is nothing to set, or the reverse, decided
+ * by what the server answers. The first guess is what the last put of this store found, so that both many new keys
+ * and many changes cost one round trip each.
+ *
+ * A node is permanent, has a time to live, or is ephemeral (keys under a lease), for all its life. A put that wants
+ * it of another kind deletes and creates it: in one multi, except for nodes with a time to live, which the C client
+ * cannot make in a multi: there the two requests follow each other in one packet, and a key may be seen missing for a
+ * moment.
+ *
+ * A node with a time to live (see names.c) is made without data, so that it is no key yet; then its list is set once
+ * more and its value is set. A plain put by somebody else that comes in between takes it for a parent and does not
+ * make it permanent: our own set then fails, and we do it for him.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "zookeeper.h"
+
+enum kind { PERMANENT, TIMED, EPHEMERAL };
+
+/* A multi under way; results are written until its completion came. */
+struct batch {
+  zoo_op_t ops[3];
+  zoo_op_result_t results[3];
+  struct Stat stat;
+  int count;
+  char *value; /* owned: of somebody else, being repaired */
+};
+
+static void begin(struct zk_call *call);
+static void create(struct zk_call *call);
+static void look(struct zk_call *call);
+static void fill(struct zk_call *call);
+
+static enum kind wanted(const struct zk_call *call) {
+  if (call->op->lease) return EPHEMERAL;
+  return call->op->ttl > 0 ? TIMED : PERMANENT;
+}
+
+static int64_t wanted_ttl(const struct zk_call *call) {
+  return zk_milliseconds(call->op->ttl);
+}
+
+static bool is_plain(const struct zk_call *call) {
+  const struct kv_op *op = call->op;
+  return op->condition == KV_ALWAYS && wanted(call) == PERMANENT && !(op->flags & KV_PORTABLE);
+}
+
+static int64_t own_session(const struct zk_call *call) {
+  return zoo_client_id(call->session->handle)->client_id;
+}
+
+static void done(struct zk_call *call, const struct Stat *stat) {
+  struct kv_result *result = &call->op->result;
+  result->revision = (uint64_t)stat->mzxid;
+  result->created = (uint64_t)stat->czxid;
+  if (wanted(call) == TIMED) result->ttl_late = ZK_REAPER_SECONDS;
+  zk_finish(call, KV_OK, NULL);
+}
+
+/* The last request was refused, and nothing was applied. */
+static void again(struct zk_call *call, void (*run)(struct zk_call *call)) {
+  call->write_sent = call->op->sent = false;
+  if (zk_again(call)) run(call);
+}
+
+static void clear_batch(struct zk_call *call) {
+  struct batch *batch = call->data;
+  if (batch) free(batch->value);
+  free(batch);
+}
+
+static struct batch *batch_of(struct zk_call *call) {
+  struct batch *batch = call->data;
+  if (!batch) call->data = batch = calloc(1, sizeof *batch);
+  call->clear = clear_batch;
+  if (!batch) {
+    zk_finish(call, KV_FAILED, "out of memory");
+    return NULL;
+  }
+  batch->count = 0;
+  return batch;
+}
+
+static zoo_op_t *next_op(struct batch *batch) {
+  batch->results[batch->count] = (zoo_op_result_t){0};
+  return &batch->ops[batch->count++];
+}
+
+static void send_batch(struct zk_call *call, struct batch *batch, void_completion_t completion) {
+  zk_writing(call);
+  zk_sent(call, zoo_amulti(call->session->handle, batch->count, batch->ops, batch->results, completion, call));
+}
+
+/* ------------------------------------------------------------------ set */
+
+static void recreate(struct zk_call *call);
+
+static void acl_of_set(int result, struct ACL_vector *vector, struct Stat *stat, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  if (!call) return;
+  bool same = result == ZOK && stat->czxid == call->stat.czxid;
+  if (same && zk_acl_marked(vector)) recreate(call);
+  else if (result == ZOK || result == ZNONODE || result == ZNOAUTH) done(call, &call->stat);
+  else zk_fail(call, result);
+}
+
+static void was_set(int result, const struct Stat *stat, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  if (!call) return;
+  if (result == ZOK) {
+    call->zk->create_first = false;
+    call->stat = *stat;
+    if (wanted(call) != PERMANENT || (!stat->aversion && !stat->ephemeralOwner)) done(call, stat);
+    else if (stat->ephemeralOwner) recreate(call);
+    else if (call->is_there && !call->ttl && call->stat.czxid == stat->czxid) done(call, stat); /* looked at before */
+    else zk_sent(call, zoo_aget_acl(call->session->handle, call->path, acl_of_set, call));
+  } else if (result == ZNONODE && is_plain(call)) {
+    again(call, create);
+  } else if (result == ZNONODE || result == ZBADVERSION) {
+    again(call, look);
+  } else {
+    zk_fail(call, result);
+  }
+}
+
+static void set(struct zk_call *call, int version) {
+  struct kv_op *op = call->op;
+  const char *value = op->value.size ? op->value.data : "";
+  zk_writing(call);
+  zk_sent(call, zoo_aset(call->session->handle, call->path, value, (int)op->value.size, version, was_set, call));
+}
+
+static void set_any(struct zk_call *call) {
+  set(call, -1);
+}
+
+/* ------------------------------------------------------------------ create */
+
+static void after_create(struct zk_call *call, int result, const struct Stat *stat) {
+  if (result == ZOK) {
+    call->zk->create_first = true;
+    done(call, stat);
+  } else if (result == ZNODEEXISTS) {
+    again(call, is_plain(call) ? set_any : look);
+  } else if (result == ZNONODE) {
+    call->write_sent = call->op->sent = false;
+    if (zk_again(call)) zk_make_parents(call, create);
+  } else {
+    zk_fail(call, result);
+  }
+}
+
+static void created(int result, const char *path, const struct Stat *stat, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  (void)path;
+  if (call) after_create(call, result, stat);
+}
+
+static void created_empty(int result, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  if (call) after_create(call, result, &((struct batch *)call->data)->stat);
+}
+
+/* Empty values are written to the node after it was made: that makes them values. */
+static void create_empty(struct zk_call *call) {
+  struct batch *batch = batch_of(call);
+  if (!batch) return;
+  zoo_create_op_init(next_op(batch), call->path, NULL, -1, &call->zk->acl.vector, 0, NULL, 0);
+  zoo_set_op_init(next_op(batch), call->path, "", 0, 0, &batch->stat);
+  send_batch(call, batch, created_empty);
+}
+
+/* ------------------------------------------------------------------ create with a time to live */
+
+static void timed_parents(struct zk_call *call);
+
+static void timed_created(int result, const char *path, const struct Stat *stat, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  (void)path;
+  if (!call) return;
+  if (result == ZOK || result == ZNODEEXISTS) call->zk->makes_ttl = true;
+  if (result == ZOK) {
+    call->stat = *stat;
+    fill(call);
+  } else if (result == ZUNIMPLEMENTED) {
+    zk_finish(call, KV_UNSUPPORTED, ZK_NO_TTL);
+  } else if (result == ZNODEEXISTS) {
+    again(call, look);
+  } else if (result == ZNONODE) {
+    call->write_sent = call->op->sent = false;
+    if (zk_again(call)) timed_parents(call);
+  } else {
+    zk_fail(call, result);
+  }
+}
+
+static void create_timed(struct zk_call *call) {
+  int64_t ttl = wanted_ttl(call);
+  const struct ACL_vector *acl = zk_acl_mark(&call->zk->acl, ttl);
+  zk_writing(call);
+  zk_sent(call, zoo_acreate2_ttl(call->session->handle, call->path, NULL, -1, acl, ZOO_PERSISTENT_WITH_TTL, ttl,
+                                 timed_created, call));
+}
+
+static void timed_parents(struct zk_call *call) {
+  zk_make_parents(call, create_timed);
+}
+
+static void repaired(int result, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  (void)result;
+  if (call) again(call, look);
+}
+
+/* Somebody's plain put came between: his value is to stay. */
+static void repair(int result, const char *value, int size, const struct Stat *stat, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  if (!call) return;
+  if (result != ZOK || stat->czxid != call->stat.czxid || !zk_is_key(size, stat)) {
+    again(call, look);
+    return;
+  }
+  struct batch *batch = batch_of(call);
+  if (!batch) return;
+  free(batch->value);
+  batch->value = malloc((size_t)size + 1);
+  if (!batch->value) {
+    zk_finish(call, KV_FAILED, "out of memory");
+    return;
+  }
+  if (size) memcpy(batch->value, value, (size_t)size);
+  zoo_delete_op_init(next_op(batch), call->path, stat->version);
+  zoo_create_op_init(next_op(batch), call->path, NULL, -1, &call->zk->acl.vector, 0, NULL, 0);
+  zoo_set_op_init(next_op(batch), call->path, batch->value, size, 0, &batch->stat);
+  send_batch(call, batch, repaired);
+}
+
+static void removed(int result, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  (void)result;
+  if (!call) return;
+  call->write_sent = false;
+  zk_finish(call, KV_DENIED, "a time to live needs the permission \"a\" (admin) in option \"acl\"");
+}
+
+static void filled(int result, const struct Stat *stat, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  if (!call) return;
+  zhandle_t *handle = call->session->handle;
+  if (result == ZOK && call->result == ZNOAUTH)
+    zk_sent(call, zoo_adelete(handle, call->path, stat->version, removed, call));
+  else if (result == ZOK && call->result == ZOK) done(call, stat);
+  else if (result == ZBADVERSION) zk_sent(call, zoo_aget(handle, call->path, 0, repair, call));
+  else if (result == ZNONODE) again(call, look);
+  else zk_fail(call, result == ZOK ? call->result : result);
+}
+
+static void list_was_set(int result, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  if (call) call->result = result;
+}
+
+/* The node is there, and ours: now its list, as a hint, and its value. */
+static void fill(struct zk_call *call) {
+  struct kv_op *op = call->op;
+  zhandle_t *handle = call->session->handle;
+  struct ACL_vector *acl = zk_acl_mark(&call->zk->acl, wanted_ttl(call));
+  const char *value = op->value.size ? op->value.data : "";
+  if (!zk_sent(call, zoo_aset_acl(handle, call->path, 0, acl, list_was_set, call))) return;
+  zk_sent(call, zoo_aset(handle, call->path, value, (int)op->value.size, 0, filled, call));
+}
+
+/* ------------------------------------------------------------------ another kind of node */
+
+static void was_recreated(int result, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  if (!call) return;
+  if (result == ZOK) done(call, &((struct batch *)call->data)->stat);
+  else if (result == ZNOTEMPTY) zk_finish(call, KV_UNSUPPORTED, "%s", ZK_STUCK);
+  else if (result == ZBADVERSION || result == ZNONODE || result == ZNODEEXISTS) again(call, begin);
+  else zk_fail(call, result);
+}
+
+static void old_deleted(int result, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  if (call) call->result = result;
+}
+
+static void timed_recreated(int result, const char *path, const struct Stat *stat, const void *data) {
+  struct zk_call *call = (struct zk_call *)(uintptr_t)data;
+  /* Its delete did not go through: the answer to the create says no more than that. */
+  bool deleted = call->result == ZOK;
+  if (deleted || result == ZOK) {
+    timed_created(result, path, stat, data);
+    return;
+  }
+  call = zk_answered(data);
+  if (!call) return;
+  if (call->result == ZNOTEMPTY) zk_finish(call, KV_UNSUPPORTED, "%s", ZK_STUCK);
+  else if (call->result == ZBADVERSION || call->result == ZNONODE) again(call, look);
+  else zk_fail(call, call->result);
+}
+
+/* A server that makes no such nodes says so before it looks whether one is there: nothing is deleted for it. */
+static void recreate_timed(struct zk_call *call) {
+  zhandle_t *handle = call->session->handle;
+  if (!call->zk->makes_ttl) {
+    create_timed(call);
+    return;
+  }
+  int64_t ttl = wanted_ttl(call);
+  const struct ACL_vector *acl = zk_acl_mark(&call->zk->acl, ttl);
+  zk_writing(call);
+  if (!zk_sent(call, zoo_adelete(handle, call->path, call->stat.version, old_deleted, call))) return;
+  zk_sent(call, zoo_acreate2_ttl(handle, call->path, NULL, -1, acl, ZOO_PERSISTENT_WITH_TTL, ttl, timed_recreated,
+                                 call));
+}
+
+static void recreate(struct zk_call *call) {
+  struct kv_op *op = call->op;
+  if (wanted(call) == TIMED) {
+    recreate_timed(call);
+    return;
+  }
+  struct batch *batch = batch_of(call);
+  if (!batch) return;
+  const char *value = op->value.size ? op->value.data : "";
+  int flags = wanted(call) == EPHEMERAL ? ZOO_EPHEMERAL : 0;
+  zoo_delete_op_init(next_op(batch), call->path, call->stat.version);
+  zoo_create_op_init(next_op(batch), call->path, NULL, -1, &call->zk->acl.vector, flags, NULL, 0);
+  zoo_set_op_init(next_op(batch), call->path, value, (int)op->value.size, 0, &batch->stat);
+  send_batch(call, batch, was_recreated);
+}
+
+static void create(struct zk_call *call) {
+  struct kv_op *op = call->op;
+  enum kind kind = wanted(call);
+  if (kind == TIMED) {
+    create_timed(call);
+  } else if (kind == PERMANENT && !op->value.size) {
+    create_empty(call);
+  } else {
+    int mode = kind == EPHEMERAL ? ZOO_EPHEMERAL : ZOO_PERSISTENT;
+    const char *value = op->value.size ? op->value.data : "";
+    zk_writing(call);
+    zk_sent(call, zoo_acreate2(call->session->handle, call->path, value, (int)op->value.size, &call->zk->acl.vector,
+                               mode, created, call));
+  }
+}
+
+/* ------------------------------------------------------------------ deciding */
+
+static bool is_of_kind(const struct zk_call *call) {
+  switch (wanted(call)) {
+    case PERMANENT: return !call->stat.ephemeralOwner && !call->ttl;
+    case TIMED: return call->ttl == wanted_ttl(call);
+    default: return call->stat.ephemeralOwner == own_session(call);
+  }
+}
+
+static void decide(struct zk_call *call) {
+  const struct kv_op *op = call->op;
+  if (op->condition == KV_IF_ABSENT && call->is_key) {
+    zk_finish(call, KV_EXISTS, "the key is there");
+  } else if (op->condition == KV_IF_REVISION && !(call->is_key && (uint64_t)call->stat.mzxid == op->revision)) {
+    zk_finish(call, KV_MODIFIED, "the key was changed, or is gone");
+  } else if (!call->is_there) {
+    create(call);
+  } else if (is_of_kind(call)) {
+    set(call, call->stat.version);
+  } else if (call->stat.numChildren > 0) {
+    zk_finish(call, KV_UNSUPPORTED, "%s", ZK_STUCK);
+  } else {
+    recreate(call);
+  }
+}
+
+static void look(struct zk_call *call) {
+  zk_look(call, true, decide);
+}
+
+static void begin(struct zk_call *call) {
+  const struct kv_op *op = call->op;
+  bool create_only = op->condition == KV_IF_ABSENT && wanted(call) != TIMED;
+  if (op->flags & KV_PORTABLE) zk_check_portable(call, op->key, look);
+  else if (is_plain(call)) (call->zk->create_first ? create : set_any)(call);
+  else if (create_only) create(call);
+  else look(call);
+}
+
+void zk_put(struct zk *zk, struct kv_op *op) {
+  struct zk_session *session = op->lease ? zk_lease_session(zk, op->lease) : zk_main(zk);
+  if (op->lease && !session) {
+    kv_zk->finish(op, KV_LOST, "the lease is gone");
+    return;
+  }
+  struct zk_call *call = zk_call_new(zk, session, op);
+  if (call) zk_call_start(call, begin);
+}

@@ -1,0 +1,499 @@
+/*
+ * transaction.c - txn: look at every key, decide, and send one multi that fails when anything that was decided upon
+ * has changed.
+ *
+ * A multi has no "if there create else set", and no "must be absent": which of them a part becomes follows from the
+ * look (at one time, behind a sync), and each carries the version that was seen, so that a change in between makes
+ * the whole fail, and everything begins again. Absence is asserted by creating the node, and removing it again when
+ * it is not to be put.
+ *
+ * Keys that are put anew are made without data and then set, as the answer to a set has the revision in it. The C
+ * client cannot make a node with a time to live in a multi: such a node is made before, without data, so that it is
+ * no key until the multi sets it; should that never happen, the server removes it in time.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "zookeeper.h"
+
+#define OPS_PER_PART 3
+
+struct part {
+  struct txn *txn;
+  char *path;              /* owned */
+  bool is_there, is_key;
+  int64_t ttl;
+  struct Stat seen, written;
+  bool writes;             /* `written` will be filled */
+};
+
+struct txn {
+  struct zk_call *call;
+  size_t count, op_count, bytes;
+  int failure;
+  int64_t revision;
+  struct part *parts;      /* owned */
+  zoo_op_t *ops;           /* owned */
+  zoo_op_result_t *results; /* owned */
+  size_t *owner;           /* owned: the part that an op is for */
+};
+
+static void look_at_all(struct zk_call *call);
+static void ready(struct zk_call *call);
+
+static void free_txn(struct zk_call *call) {
+  struct txn *txn = call->data;
+  if (!txn) return;
+  for (size_t i = 0; txn->parts && i < txn->count; i++) free(txn->parts[i].path);
+  free(txn->parts);
+  free(txn->ops);
+  free(txn->results);
+  free(txn->owner);
+  free(txn);
+}
+
+static char *path_of(const struct kv_part *part) {
+  if (part->type != KV_PART_GUARD) return zk_path_copy(part->key);
+  char *queue = zk_queue_path(part->place);
+  char *path = queue ? malloc(strlen(queue) + strlen(part->place->ticket) + 2) : NULL;
+  if (path) sprintf(path, "%s/%s", queue, part->place->ticket);
+  free(queue);
+  return path;
+}
+
+static bool make(struct zk_call *call) {
+  const struct kv_op *op = call->op;
+  struct txn *txn = calloc(1, sizeof *txn);
+  size_t count = op->part_count, ops = count * OPS_PER_PART + 1;
+  call->data = txn;
+  call->clear = free_txn;
+  if (!txn) return false;
+  txn->call = call;
+  txn->count = count;
+  txn->parts = calloc(count + 1, sizeof *txn->parts);
+  txn->ops = calloc(ops, sizeof *txn->ops);
+  txn->results = calloc(ops, sizeof *txn->results);
+  txn->owner = calloc(ops, sizeof *txn->owner);
+  if (!txn->parts || !txn->ops || !txn->results || !txn->owner) return false;
+  for (size_t i = 0; i < count; i++) {
+    txn->parts[i].txn = txn;
+    txn->parts[i].path = path_of(&op->parts[i]);
+    if (!txn->parts[i].path) return false;
+  }
+  return true;
+}
+
+/* ------------------------------------------------------------------ building the multi */
+
+static zoo_op_t *next_op(struct txn *txn, size_t part) {
+  txn->results[txn->op_count] = (zoo_op_result_t){0};
+  txn->owner[txn->op_count] = part;
+  txn->bytes += strlen(txn->parts[part].path) + 128;
+  return &txn->ops[txn->op_count++];
+}
+
+static const struct kv_part *request_of(const struct txn *txn, size_t index) {
+  return &txn->call->op->parts[index];
+}
+
+static bool same_key(kv_slice a, kv_slice b) {
+  return a.size == b.size && memcmp(a.data, b.data, a.size) == 0;
+}
+
+/* Does a later part write this key? */
+static bool is_written(const struct txn *txn, size_t index) {
+  for (size_t i = 0; i < txn->count; i++) {
+    const struct kv_part *part = request_of(txn, i);
+    bool writes = part->type == KV_PART_PUT || part->type == KV_PART_DELETE;
+    if (writes && same_key(part->key, request_of(txn, index)->key)) return true;
+  }
+  return false;
+}
+
+static bool puts_below(const struct txn *txn, kv_slice key) {
+  for (size_t i = 0; i < txn->count; i++) {
+    const struct kv_part *part = request_of(txn, i);
+    bool longer = part->type == KV_PART_PUT && part->key.size > key.size && part->key.data[key.size] == '/';
+    if (longer && memcmp(part->key.data, key.data, key.size) == 0) return true;
+  }
+  return false;
+}
+
+static void add_absence(struct txn *txn, size_t index) {
+  struct part *part = &txn->parts[index];
+  zoo_create_op_init(next_op(txn, index), part->path, NULL, -1, &txn->call->zk->acl.vector, 0, NULL, 0);
+  zoo_delete_op_init(next_op(txn, index), part->path, 0);
+}
+
+/* Is the node that is there one that lives as long as the part wants? */
+static bool is_of_kind(const struct txn *txn, size_t index) {
+  const struct kv_part *request = request_of(txn, index);
+  const struct part *part = &txn->parts[index];
+  if (request->lease) return part->seen.ephemeralOwner == zoo_client_id(txn->call->session->handle)->client_id;
+  return !part->seen.ephemeralOwner && part->ttl == (request->ttl > 0 ? zk_milliseconds(request->ttl) : 0);
+}
+
+static void add_put(struct txn *txn, size_t index) {
+  const struct kv_part *request = request_of(txn, index);
+  struct part *part = &txn->parts[index];
+  const char *value = request->value.size ? request->value.data : "";
+  int version = part->seen.version;
+  if (!part->is_there || !is_of_kind(txn, index)) {
+    if (part->is_there) zoo_delete_op_init(next_op(txn, index), part->path, part->seen.version);
+    zoo_create_op_init(next_op(txn, index), part->path, NULL, -1, &txn->call->zk->acl.vector,
+                       request->lease ? ZOO_EPHEMERAL : 0, NULL, 0);
+    version = 0;
+  }
+  txn->bytes += request->value.size;
+  zoo_set_op_init(next_op(txn, index), part->path, value, (int)request->value.size, version, &part->written);
+  part->writes = true;
+}
+
+static void add_delete(struct txn *txn, size_t index) {
+  struct part *part = &txn->parts[index];
+  bool keep = part->seen.numChildren > 0 || puts_below(txn, request_of(txn, index)->key);
+  if (!part->is_there) {
+    add_absence(txn, index);
+  } else if (!part->is_key) {
+    zoo_check_op_init(next_op(txn, index), part->path, part->seen.version);
+  } else if (keep) {
+    zoo_set_op_init(next_op(txn, index), part->path, NULL, -1, part->seen.version, &part->written);
+    part->writes = true;
+  } else {
+    zoo_delete_op_init(next_op(txn, index), part->path, part->seen.version);
+  }
+}
+
+static void add_part(struct txn *txn, size_t index) {
+  struct part *part = &txn->parts[index];
+  part->writes = false;
+  switch (request_of(txn, index)->type) {
+    case KV_PART_CHECK: zoo_check_op_init(next_op(txn, index), part->path, part->seen.version); break;
+    case KV_PART_ABSENT:
+      if (part->is_there) zoo_check_op_init(next_op(txn, index), part->path, part->seen.version);
+      else if (!is_written(txn, index)) add_absence(txn, index);
+      break;
+    case KV_PART_GUARD: zoo_check_op_init(next_op(txn, index), part->path, 0); break;
+    case KV_PART_PUT: add_put(txn, index); break;
+    case KV_PART_DELETE: add_delete(txn, index); break;
+  }
+}
+
+/* ------------------------------------------------------------------ the answer */
+
+static void done(struct zk_call *call, int64_t revision) {
+  const struct txn *txn = call->data;
+  struct kv_op *op = call->op;
+  op->result.revision = (uint64_t)revision;
+  for (size_t i = 0; i < txn->count; i++) {
+    const struct kv_part *request = request_of(txn, i);
+    const struct Stat *written = &txn->parts[i].written;
+    if (request->type != KV_PART_PUT) continue;
+    if (request->ttl > 0) op->result.ttl_late = ZK_REAPER_SECONDS;
+    /* Out of memory here would not undo it. */
+    kv_zk->pair(op, request->key, (kv_slice){NULL, 0}, (uint64_t)written->mzxid, (uint64_t)written->czxid, false);
+  }
+  zk_finish(call, KV_OK, NULL);
+}
+
+/* Only deletes: the parent of one that is gone knows when. */
+static void parent_looked_at(int result, const struct Stat *stat, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  if (!call) return;
+  struct txn *txn = call->data;
+  if (result == ZOK && stat->pzxid > txn->revision) txn->revision = stat->pzxid;
+  done(call, txn->revision);
+}
+
+static void committed(struct zk_call *call) {
+  struct txn *txn = call->data;
+  const char *removed = NULL;
+  int64_t revision = 0;
+  for (size_t i = 0; i < txn->count; i++) {
+    const struct part *part = &txn->parts[i];
+    if (part->writes && part->written.mzxid > revision) revision = part->written.mzxid;
+    if (request_of(txn, i)->type == KV_PART_DELETE && part->is_key) removed = part->path;
+    if (part->is_there && part->seen.mzxid > txn->revision) txn->revision = part->seen.mzxid;
+  }
+  if (revision || !removed) {
+    done(call, revision ? revision : txn->revision);
+    return;
+  }
+  char parent[ZK_PATH_MAX];
+  snprintf(parent, sizeof parent, "%s", removed);
+  zk_parent(parent);
+  zk_sent(call, zoo_aexists(call->session->handle, parent, 0, parent_looked_at, call));
+}
+
+static void check_failed(struct zk_call *call, size_t index) {
+  call->write_sent = false;
+  call->op->result.failed_check = (int)index;
+  zk_finish(call, KV_MODIFIED, "the key was changed, or is gone");
+}
+
+static void begin_again(struct zk_call *call) {
+  call->write_sent = call->op->sent = false;
+  if (zk_again(call)) look_at_all(call);
+}
+
+/* Those before it would have worked, those behind it were not looked at. */
+static size_t first_failure(const struct txn *txn) {
+  for (size_t i = 0; i < txn->op_count; i++)
+    if (txn->results[i].err != ZOK && txn->results[i].err != ZRUNTIMEINCONSISTENCY) return i;
+  return txn->op_count;
+}
+
+static void answered(int result, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  if (!call) return;
+  struct txn *txn = call->data;
+  if (result == ZOK) {
+    committed(call);
+    return;
+  }
+  size_t failed = first_failure(txn);
+  bool is_race = result == ZBADVERSION || result == ZNONODE || result == ZNODEEXISTS || result == ZNOTEMPTY;
+  if (!is_race || failed == txn->op_count) {
+    zk_fail(call, result);
+  } else if (request_of(txn, txn->owner[failed])->type == KV_PART_GUARD) {
+    check_failed(call, txn->owner[failed]);
+  } else {
+    begin_again(call);
+  }
+}
+
+/* ------------------------------------------------------------------ deciding */
+
+/* False: the call is finished. */
+static bool check_all(struct zk_call *call) {
+  const struct txn *txn = call->data;
+  for (size_t i = 0; i < txn->count; i++) {
+    const struct kv_part *request = request_of(txn, i);
+    const struct part *part = &txn->parts[i];
+    bool holds = true;
+    if (request->type == KV_PART_CHECK) holds = part->is_key && (uint64_t)part->seen.mzxid == request->revision;
+    if (request->type == KV_PART_ABSENT) holds = !part->is_key;
+    if (request->type == KV_PART_GUARD) holds = part->is_there;
+    if (!holds) {
+      check_failed(call, i);
+      return false;
+    }
+  }
+  return true;
+}
+
+static bool can_all(struct zk_call *call) {
+  const struct txn *txn = call->data;
+  for (size_t i = 0; i < txn->count; i++) {
+    const struct kv_part *request = request_of(txn, i);
+    const struct part *part = &txn->parts[i];
+    if (request->type != KV_PART_PUT || !part->is_there || is_of_kind(txn, i)) continue;
+    const char *problem = NULL;
+    if (part->seen.numChildren) problem = ZK_STUCK;
+    else if (request->ttl > 0 && part->is_key) problem = "a key that is there gets no time to live in a transaction";
+    if (!problem) continue;
+    zk_finish(call, KV_UNSUPPORTED, "\"%.160s\": %s", part->path + 1, problem);
+    return false;
+  }
+  return true;
+}
+
+static void commit(struct zk_call *call) {
+  struct txn *txn = call->data;
+  txn->op_count = txn->bytes = 0;
+  for (size_t i = 0; i < txn->count; i++) add_part(txn, i);
+  if (txn->bytes > ZK_PACKET_MAX) {
+    zk_finish(call, KV_TOO_LARGE, "the transaction has %zu bytes, at most %zu are allowed", txn->bytes, ZK_PACKET_MAX);
+  } else if (!txn->op_count) {
+    done(call, txn->revision);
+  } else {
+    zk_writing(call);
+    zk_sent(call, zoo_amulti(call->session->handle, (int)txn->op_count, txn->ops, txn->results, answered, call));
+  }
+}
+
+/* ------------------------------------------------------------------ parents */
+
+static void parent_made(int result, const char *path, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  (void)path;
+  if (!call) return;
+  struct txn *txn = call->data;
+  if (zk_code(result, false) == KV_UNAVAILABLE) txn->failure = result;
+  else if (result != ZOK && result != ZNODEEXISTS && result != ZNONODE) call->parents = result;
+  if (call->pending) return;
+  if (txn->failure != ZOK) zk_fail(call, txn->failure);
+  else ready(call);
+}
+
+/* Needed when the first try said that something is missing. */
+static void make_parents(struct zk_call *call) {
+  struct txn *txn = call->data;
+  if (call->parents != ZOK) {
+    zk_fail(call, call->parents);
+    return;
+  }
+  for (size_t i = 0; i < txn->count; i++) {
+    char *path = txn->parts[i].path;
+    if (txn->parts[i].is_there || request_of(txn, i)->type == KV_PART_GUARD) continue;
+    for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+      *slash = '\0';
+      bool sent =
+        zk_sent(call, zoo_acreate(call->session->handle, path, NULL, -1, &call->zk->acl.vector, 0, parent_made, call));
+      if (!sent) return;
+      *slash = '/';
+    }
+  }
+  if (!call->pending) ready(call);
+}
+
+/* ------------------------------------------------------------------ nodes with a time to live, made before */
+
+static void prepared(struct zk_call *call, int result) {
+  struct txn *txn = call->data;
+  bool is_race = result == ZNODEEXISTS || result == ZNONODE || result == ZBADVERSION || result == ZNOTEMPTY;
+  if (result != ZOK && !is_race && txn->failure == ZOK) txn->failure = result;
+  if (call->pending) return;
+  if (txn->failure == ZUNIMPLEMENTED) zk_finish(call, KV_UNSUPPORTED, ZK_NO_TTL);
+  else if (txn->failure != ZOK) zk_fail(call, txn->failure);
+  else begin_again(call);
+}
+
+static void step_prepared(int result, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  if (call) prepared(call, result);
+}
+
+static void timed_made(int result, const char *path, const struct Stat *stat, const void *data) {
+  const struct part *part = data;
+  struct zk_call *call = part->txn->call;
+  (void)path;
+  (void)stat;
+  if (!zk_answered(call)) return;
+  size_t index = (size_t)(part - part->txn->parts);
+  struct ACL_vector *acl = zk_acl_mark(&call->zk->acl, zk_milliseconds(request_of(part->txn, index)->ttl));
+  bool sent =
+    result != ZOK || zk_sent(call, zoo_aset_acl(call->session->handle, part->path, 0, acl, step_prepared, call));
+  if (sent) prepared(call, result);
+}
+
+static bool needs_node(const struct txn *txn, size_t index) {
+  const struct kv_part *request = request_of(txn, index);
+  return request->type == KV_PART_PUT && request->ttl > 0 && (!txn->parts[index].is_there || !is_of_kind(txn, index));
+}
+
+/* True: it was begun, or failed. */
+static bool prepare(struct zk_call *call) {
+  struct txn *txn = call->data;
+  zhandle_t *handle = call->session->handle;
+  bool begun = false;
+  for (size_t i = 0; i < txn->count; i++) {
+    struct part *part = &txn->parts[i];
+    if (!needs_node(txn, i)) continue;
+    int64_t ttl = zk_milliseconds(request_of(txn, i)->ttl);
+    const struct ACL_vector *acl = zk_acl_mark(&call->zk->acl, ttl);
+    begun = true;
+    int version = part->seen.version;
+    if (part->is_there && !zk_sent(call, zoo_adelete(handle, part->path, version, step_prepared, call))) return true;
+    if (!zk_sent(call, zoo_acreate2_ttl(handle, part->path, NULL, -1, acl, ZOO_PERSISTENT_WITH_TTL, ttl, timed_made,
+                                        part)))
+      return true;
+  }
+  return begun;
+}
+
+static void ready(struct zk_call *call) {
+  if (!prepare(call)) commit(call);
+}
+
+static void decide(struct zk_call *call) {
+  struct txn *txn = call->data;
+  if (txn->failure != ZOK) zk_fail(call, txn->failure);
+  else if (check_all(call) && can_all(call)) (call->rounds ? make_parents : ready)(call);
+}
+
+/* ------------------------------------------------------------------ looking */
+
+static void acl_seen(int result, struct ACL_vector *vector, struct Stat *stat, const void *data) {
+  struct part *part = (struct part *)(uintptr_t)data;
+  struct txn *txn = part->txn;
+  struct zk_call *call = txn->call;
+  (void)stat;
+  if (!zk_answered(call)) return;
+  if (result == ZOK) part->ttl = zk_acl_marked(vector);
+  else if (result != ZNONODE && result != ZNOAUTH) txn->failure = result;
+  if (!call->pending) decide(call);
+}
+
+static void seen(int result, const char *value, int size, const struct Stat *stat, const void *data) {
+  struct part *part = (struct part *)(uintptr_t)data;
+  struct txn *txn = part->txn;
+  struct zk_call *call = txn->call;
+  (void)value;
+  if (!zk_answered(call)) return;
+  result = zk_behind_sync(call, true, result);
+  part->is_there = result == ZOK;
+  part->is_key = result == ZOK && zk_is_key(size, stat);
+  part->ttl = 0;
+  part->seen = (struct Stat){0};
+  if (result == ZOK) part->seen = *stat;
+  else if (result != ZNONODE) txn->failure = result;
+  bool sent = true;
+  if (result == ZOK && stat->aversion > 0)
+    sent = zk_sent(call, zoo_aget_acl(call->session->handle, part->path, acl_seen, part));
+  if (sent && !call->pending) decide(call);
+}
+
+static void look_at_all(struct zk_call *call) {
+  struct txn *txn = call->data;
+  txn->failure = ZOK;
+  if (!zk_sync(call->session)) {
+    zk_finish(call, KV_UNAVAILABLE, "the request could not be sent");
+    return;
+  }
+  for (size_t i = 0; i < txn->count; i++)
+    if (!zk_sent(call, zoo_aget(call->session->handle, txn->parts[i].path, 0, seen, &txn->parts[i]))) return;
+  if (!call->pending) decide(call);
+}
+
+static void begin(struct zk_call *call) {
+  if (make(call)) look_at_all(call);
+  else zk_finish(call, KV_FAILED, "out of memory");
+}
+
+/* One key that is put after the other. */
+static void look_around(struct zk_call *call) {
+  const struct kv_op *op = call->op;
+  while (call->step < op->part_count && op->parts[call->step].type != KV_PART_PUT) call->step++;
+  if (call->step == op->part_count) {
+    begin(call);
+    return;
+  }
+  kv_slice key = op->parts[call->step++].key;
+  free(call->path);
+  call->path = zk_path_copy(key);
+  if (call->path) zk_check_portable(call, key, look_around);
+  else zk_finish(call, KV_FAILED, "out of memory");
+}
+
+void zk_txn(struct zk *zk, struct kv_op *op) {
+  struct zk_session *session = zk_main(zk);
+  const struct kv_lease_ref *lease = NULL;
+  for (size_t i = 0; i < op->part_count; i++) {
+    const struct kv_part *part = &op->parts[i];
+    if (!part->lease || part->lease == lease) continue;
+    if (lease) {
+      kv_zk->finish(op, KV_UNSUPPORTED, "on ZooKeeper each lease is a session, and a transaction belongs to one");
+      return;
+    }
+    lease = part->lease;
+    session = zk_lease_session(zk, lease);
+    if (!session) {
+      kv_zk->finish(op, KV_LOST, "the lease is gone");
+      return;
+    }
+  }
+  struct zk_call *call = zk_call_new(zk, session, op);
+  if (call) zk_call_start(call, op->flags & KV_PORTABLE ? look_around : begin);
+}

@@ -1,0 +1,229 @@
+--- ZooKeeper servers that fail: restarts, lost data, silence, sessions that expire, leaders that die.
+local kv = require("kv")
+local native = require("spec.native")
+local servers = require("spec.support.servers")
+local util = require("spec.support.util")
+
+local eventually = util.eventually
+
+local open_stores, running = {}, {}
+
+local function open(url, options)
+  local all = {session_ttl = 2, connect_timeout = 1}
+  for name, value in pairs(options or {}) do all[name] = value end
+  local store = assert(kv.open(url, all))
+  open_stores[#open_stores + 1] = store
+  return store
+end
+
+local function server(options)
+  local one = servers.zookeeper(options)
+  running[#running + 1] = one
+  return one
+end
+
+local function finish()
+  for _, store in ipairs(open_stores) do store:close() end
+  for _, one in ipairs(running) do one:stop() end
+  open_stores, running = {}, {}
+end
+
+--- The final state that a watch tells, until `key` has `value`.
+local function follow(watch, state, key, value)
+  local deadline = native.now() + 30
+  while state[key] ~= value do
+    assert(native.now() < deadline, "the watch does not get there")
+    local event, message, code = watch:next(1)
+    if event then
+      state[event.key] = event.type == "put" and event.value or nil
+    else
+      assert(code == "timeout", message)
+    end
+  end
+  return state
+end
+
+describe("ZooKeeper", function()
+  after_each(finish)
+
+  it("comes back after a kill: writes are there, the watch tells what happened", function()
+    local zk = server()
+    local store = open(zk:url("/app"), {session_ttl = 20})
+    local other = open(zk:url("/app"))
+    for i = 1, 20 do assert(store:put("dir/" .. i, "1")) end
+    local watch = assert(store:watch_tree("dir"))
+    local state = follow(watch, {}, "dir/20", "1")
+    zk:kill()
+    eventually(function() return not watch:connected() end, "the watch notices")
+    local value, message, code = store:put("dir/1", "lost", {timeout = 0.3})
+    assert.is_nil(value)
+    assert.is_truthy(code == "unavailable" or code == "timeout", message)
+    zk:start()
+    assert(other:put("dir/2", "changed", {timeout = 10}))
+    assert(other:delete("dir/3"))
+    assert(other:put("dir/new", "end"))
+    follow(watch, state, "dir/new", "end")
+    assert.equal("1", state["dir/1"])
+    assert.equal("changed", state["dir/2"])
+    assert.is_nil(state["dir/3"])
+    eventually(function() return watch:connected() end, "the watch is connected again")
+    assert(store:put("dir/1", "now", {timeout = 10}))
+    follow(watch, state, "dir/1", "now")
+  end)
+
+  it("heals watches when its session has expired meanwhile", function()
+    local zk = server()
+    local store, other = open(zk:url(), {session_ttl = 1}), open(zk:url(), {session_ttl = 20})
+    for i = 1, 10 do assert(store:put("dir/sub/" .. i, "1")) end
+    local tree, key = assert(store:watch_tree("dir")), assert(store:watch("dir/sub/1"))
+    local absent = assert(store:watch("none"))
+    local state = follow(tree, {}, "dir/sub/10", "1")
+    local one = follow(key, {}, "dir/sub/1", "1")
+    assert(absent:wait_synced(5))
+    local child = util.lua("spec/support/child.lua", zk:url(), "", "session_ttl=1")
+    assert.equal("ready", child:line(10))
+    assert(child:write("watch\tdir/sub/1\n"))
+    assert.equal("true", child:line(10))
+    assert(child:write("next\n"))
+    assert.equal("put dir/sub/1 1", child:line(10))
+    child:kill("STOP")
+    native.sleep(3) -- far more than the session's second: the server has forgotten it
+    assert(other:put("dir/sub/1", "2"))
+    assert(other:delete("dir/sub/1"))
+    assert(other:put("dir/sub/1", "3"))
+    assert(other:put("none", "now"))
+    child:kill("CONT")
+    assert(child:write("next\n"))
+    local told = child:line(20)
+    while told ~= "put dir/sub/1 3" do -- the library may have read in between
+      assert(child:write("next\n"))
+      told = assert(child:line(20))
+    end
+    child:kill("KILL")
+    child:wait(5)
+    follow(key, one, "dir/sub/1", "3")
+    follow(tree, state, "dir/sub/1", "3")
+    follow(absent, {}, "none", "now")
+  end)
+
+  it("that lost its data is followed all the same", function()
+    local zk = server()
+    local store = open(zk:url())
+    for i = 1, 50 do assert(store:put("dir/" .. i, "old")) end
+    local watch, state = assert(store:watch_tree("dir")), {}
+    follow(watch, state, "dir/50", "old")
+    while next(state) and not state["dir/1"] do follow(watch, state, "dir/1", "old") end
+    zk:kill()
+    zk:wipe()
+    zk:start()
+    assert(store:put("dir/new", "fresh", {timeout = 20}))
+    follow(watch, state, "dir/new", "fresh")
+    eventually(function()
+      local event = watch:next(0.05)
+      if event then state[event.key] = event.type == "put" and event.value or nil end
+      local count = 0
+      for _ in pairs(state) do count = count + 1 end
+      return count == 1
+    end, "the old keys are gone", 20)
+    assert.equal(1, #assert(store:list("dir")))
+  end)
+
+  it("that is silent delays its own store alone", function()
+    local silent, lively = server(), server()
+    local slow, quick = open(silent:url()), open(lively:url())
+    assert(slow:put("key", "v"))
+    assert(quick:put("key", "v"))
+    silent:pause()
+    local start = native.now()
+    local reads
+    kv.run(function()
+      local task = kv.spawn(function() return slow:put("key", "w", {timeout = 2}) end)
+      reads = 0
+      while native.now() - start < 1 do
+        assert(quick:get("key"))
+        reads = reads + 1
+      end
+      local pair, message, code = task:join(10)
+      assert.is_nil(pair)
+      assert.equal("unknown", code, message)
+    end)
+    assert.is_true(reads > 200, "only " .. reads .. " reads")
+    assert.is_true(native.now() - start < 4)
+    start = native.now()
+    slow:close()
+    assert.is_true(native.now() - start < 4, "closing took " .. native.now() - start)
+    silent:resume()
+  end)
+
+  it("takes a lock from a holder that it does not hear, not before he knows", function()
+    local zk = server()
+    local store = open(zk:url())
+    local lock = assert(assert(store:lock("door", {ttl = 1})):acquire(5))
+    zk:pause()
+    local lost, message = lock:wait_lost(5)
+    assert.is_truthy(lost, message)
+    assert.is_false(lock:held())
+    assert.equal("lost", lock:state())
+    zk:resume()
+    local next_lock = assert(assert(store:lock("door", {ttl = 1})):acquire(20))
+    assert.is_true(next_lock.token > lock.token)
+    assert(next_lock:release())
+  end)
+
+  it("that is not there is unavailable in time, and costs nothing meanwhile", function()
+    local store = open(("zk://127.0.0.1:%d"):format(native.port()))
+    local start = native.now()
+    local value, message, code = store:get("key", {timeout = 0.5})
+    assert.is_nil(value)
+    assert.equal("unavailable", code, message)
+    assert.is_true(native.now() - start < 2)
+    local watch = assert(store:watch("key"))
+    local before = os.clock()
+    native.sleep(1)
+    assert.is_true(os.clock() - before < 0.2, "it spins")
+    watch:close()
+  end)
+
+  it("without quorum is unavailable, and a cluster survives its leader", function()
+    local members = servers.zookeeper_cluster(3)
+    for _, member in ipairs(members) do running[#running + 1] = member end
+    local hosts = {}
+    for i, member in ipairs(members) do hosts[i] = "127.0.0.1:" .. member.port end
+    local store = open("zk://" .. table.concat(hosts, ",") .. "/app", {timeout = 15})
+    local watch, state = assert(store:watch_tree("")), {}
+    local acknowledged, unknown, leader = {}, {}, nil
+    local lock = assert(assert(store:lock("door", {ttl = 8})):acquire(10))
+    for i = 1, 150 do
+      if i == 50 then
+        for _, member in ipairs(members) do if member:mode() == "leader" then leader = member end end
+        assert(leader, "there is a leader")
+        leader:kill()
+      end
+      local pair, message, code = store:put("key" .. i % 10, tostring(i))
+      if pair then
+        acknowledged["key" .. i % 10] = i
+      else
+        assert.equal("unknown", code, message)
+        unknown["key" .. i % 10] = i
+      end
+    end
+    for key, last in pairs(acknowledged) do
+      local value = tonumber(assert(store:get(key)).value)
+      assert.is_true(value == last or value == unknown[key], key)
+    end
+    assert(store:put("end", "reached"))
+    follow(watch, state, "end", "reached")
+    for _, pair in ipairs(assert(store:list(""))) do assert.equal(pair.value, state[pair.key]) end
+    assert.is_true(lock:held())
+    assert(lock:release())
+    for _, member in ipairs(members) do
+      if member ~= leader then
+        member:kill()
+        break
+      end
+    end
+    local pair, message, code = store:put("key1", "no", {timeout = 2})
+    assert.is_nil(pair)
+    assert.is_truthy(code == "unknown" or code == "unavailable" or code == "timeout", message)
+  end)
+end)

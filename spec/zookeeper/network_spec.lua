@@ -1,0 +1,189 @@
+--- ZooKeeper behind a network that fails: lost answers, cuts, names, silence.
+local kv = require("kv")
+local native = require("spec.native")
+local proxies = require("spec.support.proxy")
+local servers = require("spec.support.servers")
+local util = require("spec.support.util")
+
+local eventually = util.eventually
+
+describe("ZooKeeper's network", function()
+  local zk, proxy, direct, stores
+
+  local function open(options)
+    local all = {session_ttl = 3, connect_timeout = 1, timeout = 10}
+    for name, value in pairs(options or {}) do all[name] = value end
+    local store = assert(kv.open("zk://localhost:" .. proxy.port, all))
+    stores[#stores + 1] = store
+    return store
+  end
+
+  before_each(function()
+    zk = servers.zookeeper{}
+    proxy = proxies.start(zk.port)
+    direct = assert(kv.open(zk:url()))
+    stores = {direct}
+  end)
+
+  after_each(function()
+    for _, store in ipairs(stores) do store:close() end
+    proxy:stop()
+    zk:stop()
+  end)
+
+  it("a write whose answer is lost is unknown, and is made once", function()
+    local store = open()
+    -- A put that guesses wrong needs two round trips, and the answer to the first is lost here: so let it know the key.
+    for i = 1, 2 do assert(store:put("key", "before " .. i)) end
+    local watch = assert(direct:watch("key", {initial = false}))
+    assert(watch:wait_synced(5))
+    proxy:tell("now drop-answers")
+    local pair, message, code = store:put("key", "v", {timeout = 1})
+    assert.is_nil(pair)
+    assert.equal("unknown", code, message)
+    proxy:tell("now pass")
+    local event = assert(watch:next(5))
+    assert.equal("v", event.value)
+    local value
+    value, message, code = watch:next(3)
+    assert.is_nil(value, "it was put again")
+    assert.equal("timeout", code, message)
+    assert.equal("v", assert(store:get("key", {timeout = 10})).value)
+  end)
+
+  it("a write that was never sent is not applied", function()
+    local store = open()
+    assert(store:ping())
+    proxy:tell("refuse")
+    proxy:tell("cut")
+    eventually(function() return not store:info().connected end, "it notices")
+    local pair, message, code = store:put("key", "v", {timeout = 0.5})
+    assert.is_nil(pair)
+    assert.equal("unavailable", code, message)
+    proxy:tell("listen")
+    assert.is_nil((direct:get("key")))
+    assert(store:put("key", "w", {timeout = 10}))
+  end)
+
+  it("a cut in the middle of answers loses no event", function()
+    local store = open{session_ttl = 20}
+    for i = 1, 200 do assert(direct:put("dir/" .. i, ("x"):rep(100))) end
+    local watch, state = assert(store:watch_tree("dir")), {}
+    for round = 1, 5 do
+      proxy:tell("cut-after " .. 500 * round)
+      for i = 1, 200, 7 do assert(direct:put("dir/" .. i, tostring(round))) end
+      assert(direct:delete("dir/" .. round * 2))
+      local last = "round " .. round
+      assert(direct:put("dir/end", last))
+      local deadline = native.now() + 20
+      while state["dir/end"] ~= last do
+        assert.is_true(native.now() < deadline, "the watch does not get there")
+        local event = watch:next(1)
+        if event then state[event.key] = event.type == "put" and event.value or nil end
+      end
+    end
+    eventually(function()
+      local event = watch:next(0)
+      if event then state[event.key] = event.type == "put" and event.value or nil end
+      local there = assert(direct:list("dir"))
+      local count = 0
+      for _ in pairs(state) do count = count + 1 end
+      for _, pair in ipairs(there) do if state[pair.key] ~= pair.value then return false end end
+      return count == #there
+    end, "the watch is exact", 20)
+  end)
+
+  it("a lock that was asked for without an answer leaves nothing behind", function()
+    local store = open()
+    local lock = assert(store:lock("door", {ttl = 3}))
+    assert(lock:acquire(5))
+    assert(lock:release())
+    proxy:tell("now drop-answers")
+    local got, message, code = lock:acquire(1)
+    assert.is_nil(got)
+    assert.equal("timeout", code, message)
+    proxy:tell("now pass")
+    local other = assert(direct:lock("door", {ttl = 3}))
+    assert(other:acquire(15))
+    eventually(function()
+      local _, count = zk:ask("dump"):gsub("%-lock%-", "")
+      return count == 1
+    end, "only the holder's entry is there", 10)
+    assert(other:release())
+    assert(lock:acquire(10))
+    assert(lock:release())
+    eventually(function() return not zk:ask("dump"):find("-lock-", 1, true) end, "no entry is left", 10)
+  end)
+
+  it("a lock survives a connection that is cut", function()
+    local store = open()
+    local lock = assert(assert(store:lock("door", {ttl = 6})):acquire(5))
+    for _ = 1, 3 do
+      proxy:tell("cut")
+      native.sleep(0.3)
+      assert.is_true(lock:held())
+    end
+    eventually(function() return lock:state() == "held" end, "it is renewed", 5)
+    assert(lock:release())
+  end)
+
+  it("waiters whose connection is cut get their turn", function()
+    local store = open()
+    local lock = assert(assert(direct:lock("door", {ttl = 6})):acquire(5))
+    kv.run(function()
+      local waiter = assert(store:lock("door", {ttl = 6}))
+      local task = kv.spawn(function() return waiter:acquire(20) end)
+      while waiter:state() ~= "waiting" do kv.sleep(0.01) end
+      kv.sleep(0.2)
+      proxy:tell("cut")
+      kv.sleep(0.5)
+      assert(lock:release())
+      assert(task:join(20))
+      assert.is_true(waiter:held())
+      assert(waiter:release())
+    end)
+  end)
+
+  it("a lease that cannot be renewed is lost in time, with its keys", function()
+    local store = open()
+    local lease = assert(store:lease(1))
+    assert(store:put("leased", "v", {lease = lease}))
+    proxy:tell("now silent")
+    local start = native.now()
+    local reason, message = lease:wait_lost(10)
+    assert.is_truthy(reason, message)
+    assert.is_true(native.now() - start < 2)
+    eventually(function() return direct:get("leased") == nil end, "the key went", 5)
+    proxy:tell("now pass")
+    proxy:tell("cut")
+    assert(store:put("leased", "again", {timeout = 10}))
+  end)
+
+  it("a handshake that is not answered ends in time", function()
+    proxy:tell("silent")
+    local store = open()
+    local start = native.now()
+    local value, message, code = store:get("key", {timeout = 2.5})
+    assert.is_nil(value)
+    assert.is_truthy(code == "unavailable" or code == "timeout", message)
+    assert.is_true(native.now() - start < 4)
+    proxy:tell("pass")
+    assert.is_nil((store:get("key", {timeout = 10})))
+  end)
+
+  it("of two hosts the dead one is left alone", function()
+    local store = assert(kv.open(("zk://127.0.0.1:%d,127.0.0.1:%d"):format(native.port(), zk.port), {timeout = 5}))
+    stores[#stores + 1] = store
+    for i = 1, 10 do assert(store:put("key", tostring(i))) end
+    assert.equal("127.0.0.1:" .. zk.port, store:info().endpoint)
+  end)
+
+  it("a host whose name cannot be resolved is told by its name", function()
+    local store = assert(kv.open("zk://no-such-host.invalid", {timeout = 2}))
+    stores[#stores + 1] = store
+    local value, message, code = store:get("key")
+    assert.is_nil(value)
+    assert.equal("unavailable", code, message)
+    assert.is_truthy(message:find("no-such-host.invalid", 1, true), message)
+  end)
+end)
