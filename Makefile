@@ -14,7 +14,7 @@
 # CPPFLAGS and LDFLAGS are yours; V=1 shows the commands.
 
 LUA ?= lua5.4
-BACKENDS ?= local etcd zookeeper
+BACKENDS ?= local etcd consul zookeeper
 PREFIX ?= /usr/local
 DESTDIR ?=
 SANITIZE ?=
@@ -47,6 +47,8 @@ PACKAGES_local := lmdb
 WIRE_local :=
 PACKAGES_etcd := libnghttp2 openssl
 WIRE_etcd := grpc protobuf tls
+PACKAGES_consul := libcurl jansson openssl
+WIRE_consul := http json base64
 
 # The ZooKeeper C client comes without a pkg-config file: a program that is linked with it tells whether it is there.
 PACKAGES_zookeeper := openssl

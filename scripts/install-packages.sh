@@ -10,7 +10,7 @@ set -eu
 packages_of() {
   case $1 in
     build) echo gcc libc6-dev make 'pkg-config|pkgconf' lua5.4 liblua5.4-dev lua-cjson liblmdb-dev libnghttp2-dev libssl-dev \
-      libzookeeper-st-dev ;;
+      libcurl4-openssl-dev libjansson-dev libzookeeper-st-dev ;;
     # luajit2 rather than luajit: it is the one that nginx's Lua module needs, and they exclude each other.
     test) echo lua5.1 liblua5.1-0-dev 'luajit2|luajit' 'libluajit2-5.1-dev|libluajit-5.1-dev' lua-busted etcd-server \
       etcd-client openssl curl lua-cqueues lua-luv lua-copas lua-socket \

@@ -2,7 +2,7 @@
  * buffer.c - a byte buffer that grows up to a cap given at init. What a peer sends is gathered in these, so the cap is
  * what stands between a peer and our memory. Linked into drivers too; it depends on nothing.
  */
-#include "core.h"
+#include "buffer.h"
 
 #include <stdlib.h>
 #include <string.h>

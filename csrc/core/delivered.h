@@ -10,6 +10,7 @@
 struct kv_known {
   struct kv_known *next;   /* in its bucket */
   uint64_t revision, created;
+  uint64_t stamp;          /* of the feed when it was told */
   uint32_t hash;
   uint32_t pass;           /* the listing that saw it last */
   char *value;             /* owned; NULL unless values are kept */

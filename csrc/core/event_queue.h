@@ -13,7 +13,7 @@ struct kv_event_node {
   bool initial, had_before;
   uint64_t revision, created;
   uint64_t position;                        /* all up to here is taken with this event; 0: says nothing */
-  uint64_t before_revision, before_created; /* of the key, when had_before */
+  uint64_t before_revision, before_created, before_stamp; /* of the key, when had_before */
   char *before_value;                       /* owned; the consumer's `prev` */
   uint32_t before_size;
   uint32_t value_size;

@@ -184,6 +184,7 @@ static void drop_queue(struct kv_watch *watch) {
       if (known) {
         known->revision = node->before_revision;
         known->created = node->before_created;
+        known->stamp = node->before_stamp;
         known->pass = watch->pass ? watch->pass : 1;
         free(known->value);
         known->value = node->before_value;
@@ -224,6 +225,7 @@ static bool remember(struct kv_watch *watch, struct kv_event_node *node, struct 
   node->had_before = known->revision != 0 || known->pass != 0;
   node->before_revision = known->revision;
   node->before_created = known->created;
+  node->before_stamp = known->stamp;
   node->before_value = known->value;
   node->before_size = known->value_size;
   known->value = NULL;
@@ -255,6 +257,7 @@ static void deliver_put(struct kv_watch *watch, struct kv_known *known, kv_slice
   bool remembered = remember(watch, node, known, value);
   known->revision = revision;
   known->created = created;
+  known->stamp = watch->feed.stamp;
   known->pass = watch->pass ? watch->pass : 1;
   push(watch, node);
   if (!remembered) out_of_memory(watch);
@@ -291,11 +294,13 @@ static void see_pair(struct kv_watch *watch, const kv_pair *pair) {
   bool is_new = !known->pass;
   /* Before the first synchronisation these only tell what exists, not what changed. */
   bool silent = !watch->was_synced && (watch->no_initial || watch->resume);
-  bool same = !is_new && known->revision == pair->revision && known->created == pair->created;
+  bool same = !is_new && known->revision == pair->revision && known->created == pair->created &&
+              (known->stamp == watch->feed.stamp || !known->stamp || !watch->feed.stamp);
   /* Resumed: keys that only the base listing knew, unchanged since `after`. */
   if (!is_new && !known->revision && pair->revision <= watch->after) silent = true;
   if (same) {
     known->pass = watch->pass;
+    if (watch->feed.stamp) known->stamp = watch->feed.stamp;
     return;
   }
   if (!silent) {
@@ -305,6 +310,7 @@ static void see_pair(struct kv_watch *watch, const kv_pair *pair) {
   known->pass = watch->pass;
   known->revision = watch->resume && !watch->was_synced ? 0 : pair->revision;
   known->created = known->revision ? pair->created : 0;
+  known->stamp = watch->feed.stamp;
   if (watch->previous && !watch->resume) {
     free(known->value);
     known->value = malloc(pair->value.size + 1);
@@ -354,6 +360,7 @@ static void pass_complete(struct kv_watch *watch, uint64_t revision) {
 
 static void start_listing(struct kv_watch *watch) {
   close_feed(watch);
+  watch->feed.stamp = 0; /* listings have none */
   watch->state = LISTING;
   new_pass(watch);
   free(watch->last_key);

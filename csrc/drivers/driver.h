@@ -222,6 +222,9 @@ struct kv_feed {
   uint64_t number;    /* the driver's */
   /* the driver's, kept from one opening to the next (0 at first): whose revisions `from` is one of */
   uint64_t history;
+  /* Set before feed_pair(): what else tells this write from another with the same revision, which may be there after a
+   * store has lost its data. 0: nothing. */
+  uint64_t stamp;
   struct kv_feed *next, *previous; /* the driver's */
 };
 

@@ -1,5 +1,5 @@
---- Real servers for specs: each in a temporary folder, on free ports, healthy when the constructor returns, ended by
--- its pid.
+--- Real etcd servers for specs: each in a temporary folder, on free ports, healthy when the constructor returns, ended
+-- by its pid.
 --
 --    local etcd = servers.etcd{tls = true, auth = true}
 --    kv.open(etcd:url())                  "etcds://127.0.0.1:41234"
@@ -8,8 +8,9 @@
 --    etcd:ctl("compact", "17")            etcdctl, its output
 --    etcd:stop()                          ends it and removes its folder
 --
--- servers.cluster(3) gives members that know each other. servers.zookeeper{} and servers.zookeeper_cluster(3) have the
--- same methods (but ctl; ask("ruok") sends one of the server's four-letter words).
+-- servers.cluster(3) gives members that know each other. servers.consul{}, servers.consul_cluster(3),
+-- servers.zookeeper{} and servers.zookeeper_cluster(3) have the same methods (ZooKeeper: not ctl, but ask("ruok") for
+-- the server's four-letter words).
 local native = require("spec.native")
 local util = require("spec.support.util")
 
@@ -123,8 +124,8 @@ end
 function Etcd:wait_healthy()
   local deadline = native.now() + START_SECONDS
   while not self:healthy() do
-    if not self.process:running() then return nil, "etcd ended: " .. (util.read(self.folder .. "/log") or "") end
-    if native.now() > deadline then return nil, "etcd is not healthy: " .. (util.read(self.folder .. "/log") or "") end
+    local problem = not self.process:running() and " ended: " or native.now() > deadline and " is not healthy: "
+    if problem then return nil, (self.what or "etcd") .. problem .. (util.read(self.folder .. "/log") or "") end
     native.sleep(0.02)
   end
   return true
@@ -140,7 +141,7 @@ end
 function Etcd:kill()
   self.process:kill("CONT")
   self.process:kill("KILL")
-  assert(self.process:wait(10), "etcd cannot be killed")
+  assert(self.process:wait(10), "the server cannot be killed")
 end
 
 function Etcd:pause() assert(self.process:kill("STOP")) end
@@ -335,6 +336,151 @@ function servers.zookeeper_cluster(count, options)
   for i = 1, count do members[i] = new_zookeeper(options or {}, i) end
   for _, member in ipairs(members) do
     zookeeper_config(member, members)
+    member:launch()
+  end
+  for _, member in ipairs(members) do assert(member:wait_healthy()) end
+  return members
+end
+
+-- ------------------------------------------------------------------ Consul
+
+local Consul = {}
+Consul.__index = Consul
+
+local MASTER_TOKEN = "0f0f0f0f-1111-2222-3333-444444444444"
+
+local function quoted(value)
+  if type(value) == "string" then return ('"%s"'):format(value) end
+  return tostring(value)
+end
+
+local function object(fields)
+  local parts = {}
+  for name, value in pairs(fields) do
+    parts[#parts + 1] = ('"%s": %s'):format(name, type(value) == "table" and object(value) or quoted(value))
+  end
+  return "{" .. table.concat(parts, ", ") .. "}"
+end
+
+-- Sessions may be as short as a second: the suite would take an hour with Consul's own minimum of ten.
+local function consul_config(self)
+  local options, certificates = self.options, self.certificates
+  local config = {session_ttl_min = options.session_ttl_min or "1s", bind_addr = self.address,
+    client_addr = "127.0.0.1", node_name = self.name,
+    disable_update_check = true, data_dir = self.folder .. "/data", log_level = "warn",
+    performance = {raft_multiplier = 1}, limits = {http_max_conns_per_client = options.connections or 200},
+    ports = {http = certificates and -1 or self.port, https = certificates and self.port or -1, dns = -1, grpc = -1,
+      server = self.server_port, serf_lan = self.serf_port, serf_wan = -1}}
+  if certificates then
+    config.ca_file, config.cert_file, config.key_file = certificates.ca, certificates.cert, certificates.key
+    config.verify_incoming_https = options.client_certificates or false
+  end
+  if options.acl then
+    config.acl = {enabled = true, default_policy = "deny", tokens = {master = MASTER_TOKEN, agent = MASTER_TOKEN}}
+  end
+  return object(config)
+end
+
+local function consul_command(self)
+  local log = self.folder .. "/log"
+  local command = {servers.consul_program(), "agent", "-config-file", self.folder .. "/config.json", stdout = log,
+    stderr = log}
+  if self.expect then
+    for _, word in ipairs{"-server", "-bootstrap-expect=" .. self.expect} do command[#command + 1] = word end
+    for _, other in ipairs(self.others or {}) do
+      command[#command + 1] = ("-retry-join=%s:%d"):format(other.address, other.serf_port)
+    end
+  else
+    command[#command + 1] = "-dev"
+  end
+  for _, word in ipairs(self.options.arguments or {}) do command[#command + 1] = word end
+  return command
+end
+
+local program
+
+--- Where the program is; scripts/get-consul finds or gets it.
+function servers.consul_program()
+  if program then return program end
+  local text = assert(servers.run{"scripts/get-consul"})
+  program = assert(text:match("([^\n]+)\n$"), text)
+  return program
+end
+
+--- Run the command line on it: its output, or nil and what it said.
+function Consul:try_ctl(...)
+  local command = {servers.consul_program()}
+  for i = 1, select("#", ...) do command[#command + 1] = tostring((select(i, ...))) end
+  local scheme = self.certificates and "https" or "http"
+  local environment = {("CONSUL_HTTP_ADDR=%s://127.0.0.1:%d"):format(scheme, self.port)}
+  if self.certificates then
+    environment[#environment + 1] = "CONSUL_CACERT=" .. self.certificates.ca
+    environment[#environment + 1] = "CONSUL_CLIENT_CERT=" .. self.certificates.client_cert
+    environment[#environment + 1] = "CONSUL_CLIENT_KEY=" .. self.certificates.client_key
+  end
+  if self.options.acl then environment[#environment + 1] = "CONSUL_HTTP_TOKEN=" .. MASTER_TOKEN end
+  return servers.run(command, environment)
+end
+
+Consul.ctl = Etcd.ctl
+
+function Consul:launch()
+  self.process = assert(native.spawn(consul_command(self)))
+end
+
+--- It answers, and there is a leader.
+function Consul:healthy()
+  return native.listening(self.port) and self:try_ctl("kv", "delete", "kv-health") ~= nil
+end
+
+Consul.wait_healthy = Etcd.wait_healthy
+Consul.start = Etcd.start
+Consul.kill = Etcd.kill
+Consul.pause = Etcd.pause
+Consul.resume = Etcd.resume
+Consul.stop = Etcd.stop
+
+--- The URL of this server; `rest` is what follows the port.
+function Consul:url(rest)
+  return ("%s://127.0.0.1:%d%s"):format(self.certificates and "consuls" or "consul", self.port, rest or "")
+end
+
+local function new_consul(options, name)
+  local self = setmetatable({options = options, name = name, address = "127.0.0.1", folder = util.folder(),
+    what = "consul", token = options.acl and MASTER_TOKEN or nil}, Consul)
+  self.port, self.server_port, self.serf_port = native.port(), native.port(), native.port()
+  if options.tls then self.certificates = servers.certificates(self.folder) end
+  return self
+end
+
+local function write_config(self)
+  util.write(self.folder .. "/config.json", consul_config(self))
+end
+
+--- A server. Options: tls, client_certificates (it wants them), acl (with .token), data (it keeps its data when started
+-- again), connections (from one address), session_ttl_min, arguments.
+function servers.consul(options)
+  local problem
+  for _ = 1, ATTEMPTS do
+    local self = new_consul(options or {}, "one")
+    if self.options.data then self.expect = 1 end
+    write_config(self)
+    self:launch()
+    local ok
+    ok, problem = self:wait_healthy()
+    if ok then return self end
+    self:stop()
+  end
+  error(problem, 2)
+end
+
+--- Servers of one Consul cluster, all healthy.
+function servers.consul_cluster(count, options)
+  local members = {}
+  for i = 1, count do members[i] = new_consul(options or {}, "server" .. i) end
+  for _, member in ipairs(members) do
+    member.expect, member.others = count, members
+    write_config(member)
     member:launch()
   end
   for _, member in ipairs(members) do assert(member:wait_healthy()) end

@@ -1,0 +1,186 @@
+/* driver.c - the table of the Consul driver, and its beginning and end. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "consul.h"
+
+#define CLOSE_GRACE (CONSUL_SECOND / 2)
+
+const struct kv_host *kv_consul;
+
+static void attach(const struct kv_host *host) {
+  kv_consul = host;
+}
+
+static void close_late(struct kv_timer *timer);
+static void close_now(struct kv_task *task);
+
+/* ------------------------------------------------------------------ beginning */
+
+static char *make_token_header(const char *token) {
+  size_t size = strlen(token) + 20;
+  char *header = malloc(size);
+  if (header) snprintf(header, size, "X-Consul-Token: %s", token);
+  return header;
+}
+
+/* For a proxy in front of Consul. */
+static char *make_login_header(const char *username, const char *password) {
+  static const char name[] = "Authorization: Basic ";
+  struct kv_buffer plain, header;
+  bool good = true;
+  kv_buffer_init(&plain, 4096);
+  kv_buffer_init(&header, 8192);
+  good = good && kv_buffer_add(&plain, username, strlen(username)) && kv_buffer_add(&plain, ":", 1);
+  good = good && (!password || kv_buffer_add(&plain, password, strlen(password)));
+  good = good && kv_buffer_add(&header, name, sizeof name - 1);
+  good = good && base64_encode(&header, (kv_slice){plain.data, plain.size}) && kv_buffer_add(&header, "", 1);
+  if (plain.data) memset(plain.data, 0, plain.size);
+  kv_buffer_free(&plain);
+  if (!good) kv_buffer_free(&header);
+  return good ? header.data : NULL;
+}
+
+/* What goes into a header must not end it. */
+static bool is_header_text(const char *text) {
+  for (; text && *text; text++)
+    if ((unsigned char)*text < 0x20 || *text == 0x7f) return false;
+  return true;
+}
+
+static void crowded(void *context) {
+  consul_watches_crowded(context);
+}
+
+static struct http_client *make_client(struct consul *consul) {
+  const struct kv_config *config = consul->config;
+  const char *headers[3] = {NULL, NULL, NULL};
+  size_t count = 0;
+  char *token = config->token ? make_token_header(config->token) : NULL;
+  char *login = config->username ? make_login_header(config->username, config->password) : NULL;
+  struct http_client *client = NULL;
+  if (token) headers[count++] = token;
+  if (login) headers[count++] = login;
+  if ((!config->token || token) && (!config->username || login)) {
+    struct http_options options = {.host = kv_consul, .backend = consul->backend, .config = config, .headers = headers,
+                                   .crowded = crowded, .context = consul};
+    client = http_client_new(&options);
+  }
+  if (token) memset(token, 0, strlen(token));
+  if (login) memset(login, 0, strlen(login));
+  free(token);
+  free(login);
+  return client;
+}
+
+static void *create(struct kv_backend *backend, const struct kv_config *config, kv_error *error) {
+  struct consul *consul = calloc(1, sizeof *consul);
+  bool good_token = is_header_text(config->token);
+  if (consul) {
+    consul->backend = backend;
+    consul->config = config;
+    if (good_token) consul->http = make_client(consul);
+  }
+  if (!consul || !consul->http) {
+    free(consul);
+    error->code = good_token ? KV_FAILED : KV_INVALID;
+    strcpy(error->message, good_token ? "out of memory" : "the token holds a control character");
+    return NULL;
+  }
+  consul_watches_init(consul);
+  consul->close_timer.fire = close_late;
+  consul->close_timer.data = consul;
+  consul->close_task.run = close_now;
+  consul->close_task.data = consul;
+  return consul;
+}
+
+static void destroy(void *state) {
+  struct consul *consul = state;
+  http_client_free(consul->http);
+  consul_watches_free(consul);
+  free(consul);
+}
+
+/* ------------------------------------------------------------------ closing */
+
+/* What is still under way is ours alone: sessions that nobody wants. They get a moment. */
+static void close_now(struct kv_task *task) {
+  struct consul *consul = task->data;
+  if (consul->closed) return;
+  if (consul->calls && kv_consul->now() < consul->close_until) {
+    kv_consul->timer_set(&consul->close_timer, kv_consul->now() + CONSUL_SECOND / 100);
+    return;
+  }
+  kv_consul->timer_stop(&consul->close_timer);
+  consul->closed = true;
+  consul_watches_close(consul);
+  while (consul->calls) consul_finish(consul->calls, KV_CLOSED, "the store was closed");
+  http_client_close(consul->http);
+  kv_consul->closed(consul->backend);
+}
+
+static void close_late(struct kv_timer *timer) {
+  struct consul *consul = timer->data;
+  close_now(&consul->close_task);
+}
+
+static void close_slot(void *state) {
+  struct consul *consul = state;
+  consul->closing = true;
+  consul->close_until = kv_consul->now() + CLOSE_GRACE;
+  kv_consul->defer(&consul->close_task); /* perhaps we are inside an answer */
+}
+
+/* ------------------------------------------------------------------ operations */
+
+static void start(void *state, struct kv_op *op) {
+  struct consul *consul = state;
+  switch (op->kind) {
+    case KV_PING: consul_ping(consul, op); return;
+    case KV_GET: consul_get(consul, op); return;
+    case KV_PUT: consul_put(consul, op); return;
+    case KV_DELETE: consul_delete(consul, op); return;
+    case KV_LIST: consul_list(consul, op); return;
+    case KV_DELETE_TREE: consul_delete_tree(consul, op); return;
+    case KV_TXN: consul_txn(consul, op); return;
+    case KV_LEASE_GRANT: consul_lease_grant(consul, op); return;
+    case KV_LEASE_RENEW: consul_lease_renew(consul, op); return;
+    case KV_LEASE_REVOKE: consul_lease_revoke(consul, op); return;
+    case KV_QUEUE_JOIN: case KV_QUEUE_AHEAD: case KV_QUEUE_WAIT: case KV_QUEUE_CLAIM: case KV_QUEUE_LEAVE:
+    case KV_QUEUE_HEAD: consul_queue_step(consul, op); return;
+    default: kv_consul->finish(op, KV_UNSUPPORTED, "Consul cannot do it");
+  }
+}
+
+static void cancel(void *state, struct kv_op *op) {
+  (void)state;
+  if (op->data) consul_call_cancel(op->data);
+}
+
+static void watch_open(void *state, struct kv_feed *feed) {
+  consul_watch_open(state, feed);
+}
+
+static void watch_close(void *state, struct kv_feed *feed) {
+  consul_watch_close(state, feed);
+}
+
+static const struct kv_scheme schemes[] = {{"consul", false, 8500}, {"consuls", true, 8500}, {NULL, false, 0}};
+
+const struct kv_driver kv_driver_consul = {
+  .abi = KV_DRIVER_ABI,
+  .name = "consul",
+  .schemes = schemes,
+  .capabilities = KV_CAN_TXN | KV_CAN_TTL | KV_CAN_LOCK | KV_CAN_LEASE | KV_CAN_WATCH | KV_CAN_SNAPSHOT,
+  .limits = {.value_max = CONSUL_VALUE_MAX},
+  .attach = attach,
+  .create = create,
+  .close = close_slot,
+  .destroy = destroy,
+  .start = start,
+  .cancel = cancel,
+  .watch_open = watch_open,
+  .watch_close = watch_close,
+};

@@ -1,0 +1,535 @@
+/*
+ * queue.c - the steps of a lock queue.
+ *
+ * Consul wakes everybody who waits for a lock, and serves none in order. So the lock has two parts, both under the
+ * session of the place:
+ *
+ *   .kv/lock/NAME/q/ID    a ticket for each who waits or holds; the order is that of their CreateIndex
+ *   .kv/lock/NAME/lock    the real key; who has it locked holds the lock
+ *
+ * Each waiter waits for the ticket before his own to go away; the first in line then locks the real key. The queue
+ * gives the order, the key gives the safety, and Consul's lock-delay on the key is respected. The token is the
+ * ModifyIndex of the real key while it is ours: it comes from the one log of the servers, so it rises even when the
+ * key is deleted and made again.
+ *
+ * Joining tries to lock the real key in the same transaction: then a lock that nobody wants costs one round trip. If
+ * it turns out that somebody stands before us in line, the key is given back before anybody hears of it. Leaving
+ * deletes key and ticket, so that nothing is locked when the session is destroyed, which would start the lock-delay.
+ *
+ * The foreign layout ("consul": consul lock, and its Go API) has no tickets: NAME is the key, and all who wait watch
+ * it.
+ */
+#include <stdio.h>
+#include <string.h>
+
+#include "consul.h"
+
+#define FOREIGN_FLAGS UINT64_C(0x2ddccbc058a50c18) /* Consul's own mark of a lock; it refuses a key with another */
+#define DELAYED 0.2  /* seconds between tries while the lock-delay lasts */
+#define CROSSED 0.02 /* the key is held by one who gives it back at once */
+
+/* ------------------------------------------------------------------ names */
+
+static void append(struct consul_lock_key *out, const char *data, size_t size) {
+  /* the core keeps names below KV_KEY_MAX */
+  if (size > sizeof out->data - out->size) size = sizeof out->data - out->size;
+  memcpy(out->data + out->size, data, size);
+  out->size += size;
+}
+
+static void queue_base(const struct kv_place *place, struct consul_lock_key *out) {
+  out->size = 0;
+  append(out, ".kv/lock/", 9);
+  for (size_t i = 0; i < place->name.size; i++) {
+    char byte = place->name.data[i];
+    if (byte == '/')
+      append(out, "%2F", 3); /* lock "a" is not above lock "a/b" */
+    else if (byte == '%')
+      append(out, "%25", 3);
+    else
+      append(out, &byte, 1);
+  }
+  append(out, "/", 1);
+}
+
+void consul_lock_key(const struct kv_place *place, struct consul_lock_key *out) {
+  out->size = 0;
+  if (place->interop) {
+    append(out, place->name.data, place->name.size);
+    return;
+  }
+  queue_base(place, out);
+  append(out, "lock", 4);
+}
+
+static void ticket_key(const struct kv_place *place, const char *id, struct consul_lock_key *out) {
+  queue_base(place, out);
+  append(out, "q/", 2);
+  append(out, id, strlen(id));
+}
+
+static kv_slice slice(const struct consul_lock_key *key) {
+  return (kv_slice){key->data, key->size};
+}
+
+static const char *session(const struct consul_call *call) {
+  return call->op->lease ? call->op->lease->text : call->op->place->lease->text;
+}
+
+/* ------------------------------------------------------------------ operations of transactions */
+
+static void begin_txn(struct consul_call *call) {
+  consul_path(call, "/v1/txn", (kv_slice){NULL, 0}, "");
+}
+
+static void lock_ticket(struct consul_call *call) {
+  struct consul_lock_key ticket;
+  ticket_key(call->op->place, call->op->place->id, &ticket);
+  consul_verb(call, &(struct consul_verb){.verb = "lock",
+                                          .key = slice(&ticket),
+                                          .has_value = true,
+                                          .flags = consul_flags(),
+                                          .has_session = true,
+                                          .session = session(call)});
+}
+
+static void lock_real(struct consul_call *call) {
+  const struct kv_place *place = call->op->place;
+  struct consul_lock_key real;
+  consul_lock_key(place, &real);
+  consul_verb(call, &(struct consul_verb){.verb = "lock", .key = slice(&real), .has_value = true, .value = place->value,
+                                          .flags = place->interop ? FOREIGN_FLAGS : consul_flags(), .has_session = true,
+                                          .session = session(call)});
+}
+
+static void check_ours(struct consul_call *call, const struct consul_lock_key *key) {
+  consul_verb(call, &(struct consul_verb){.verb = "check-session", .key = slice(key), .has_session = true,
+                                          .session = session(call)});
+}
+
+static void get_queue(struct consul_call *call) {
+  struct consul_lock_key queue;
+  ticket_key(call->op->place, "", &queue);
+  consul_verb(call, &(struct consul_verb){.verb = "get-tree", .key = slice(&queue)});
+}
+
+static void delete_ours(struct consul_call *call, const struct consul_lock_key *key) {
+  check_ours(call, key);
+  consul_verb(call, &(struct consul_verb){.verb = "delete", .key = slice(key)});
+}
+
+/* A refusal that is about more than who holds what. `what`: of the operation with our session. True: the call is
+ * finished. */
+static bool refused_for_good(struct consul_call *call, const struct json *answer, kv_slice what) {
+  char shown[160];
+  bool denied = consul_txn_denied(answer, &what);
+  bool gone = consul_begins(what, "invalid session") || consul_begins(what, "failed session lookup");
+  if (denied) consul_finish(call, KV_DENIED, "%s", consul_shown(what, shown, sizeof shown));
+  else if (gone) consul_finish(call, KV_LOST, "the session is gone");
+  return denied || gone;
+}
+
+/* ------------------------------------------------------------------ who is before us? */
+
+struct line {
+  const struct kv_place *place;
+  const char *session;
+  struct consul_lock_key queue;
+  uint64_t mine;       /* CreateIndex of our ticket; 0: it is not there */
+  uint64_t ahead;      /* that of the last one before it; 0: nobody */
+  char id[KV_PLACE_ID_MAX + 1];
+  bool settled;        /* `mine` is known: the second walk looks for the one before */
+};
+
+static void see_ticket(struct line *line, const struct consul_pair *pair) {
+  if (pair->key.size <= line->queue.size || memcmp(pair->key.data, line->queue.data, line->queue.size) != 0) return;
+  kv_slice id = {pair->key.data + line->queue.size, pair->key.size - line->queue.size};
+  if (!pair->session[0] || id.size >= sizeof line->id || memchr(id.data, '\0', id.size)) return; /* none of ours */
+  if (!line->settled) {
+    bool same = id.size == strlen(line->place->id) && memcmp(id.data, line->place->id, id.size) == 0;
+    if (same && strcmp(pair->session, line->session) == 0) line->mine = pair->created;
+  } else if (pair->created < line->mine && pair->created > line->ahead) {
+    line->ahead = pair->created;
+    memcpy(line->id, id.data, id.size);
+    line->id[id.size] = '\0';
+  }
+}
+
+static void walk(struct line *line, const struct json *list, bool in_txn) {
+  for (size_t i = 0; i < json_count(list); i++) {
+    struct consul_pair pair;
+    const struct json *item = json_item(list, i);
+    if (consul_read_pair(in_txn ? json_member(item, "KV") : item, NULL, &pair)) see_ticket(line, &pair);
+  }
+}
+
+/* From the results of a transaction, or from a listing. */
+static struct line read_line(const struct consul_call *call, const struct json *list, bool in_txn) {
+  struct line line = {.place = call->op->place, .session = session(call)};
+  ticket_key(line.place, "", &line.queue);
+  walk(&line, list, in_txn);
+  line.settled = true;
+  if (line.mine) walk(&line, list, in_txn);
+  return line;
+}
+
+static void answer_ahead(struct consul_call *call, const struct line *line, uint64_t revision) {
+  struct kv_op *op = call->op;
+  op->result.found = line->ahead != 0;
+  if (!line->ahead) return;
+  memcpy(op->place->ahead, line->id, sizeof line->id);
+  op->place->ahead_revision = revision;
+}
+
+/* ------------------------------------------------------------------ taking the real key, and giving it back */
+
+/* Somebody stands before us, and the key is ours: he shall have it. */
+static void given_back(struct consul_call *call) {
+  struct json *answer = call->http.status == 200 ? NULL : consul_txn_answer(call);
+  if (call->http.status != 200 && !answer) return;
+  json_free(answer); /* refused: then it is not ours any more */
+  consul_finish(call, KV_OK, NULL);
+}
+
+static void give_back(struct consul_call *call) {
+  struct consul_lock_key real;
+  consul_lock_key(call->op->place, &real);
+  begin_txn(call);
+  delete_ours(call, &real);
+  consul_send_txn(call, true, given_back);
+}
+
+/* The transaction locked the real key, and has read the line. False: malformed. */
+static bool taken(struct consul_call *call, const struct json *answer) {
+  struct kv_op *op = call->op;
+  struct consul_lock_key real;
+  struct consul_pair pair;
+  consul_lock_key(op->place, &real);
+  if (!consul_txn_result(answer, slice(&real), NULL, &pair)) return false;
+  struct line line = {.ahead = 0};
+  if (!op->place->interop) {
+    line = read_line(call, json_member(answer, "Results"), true);
+    if (!line.mine) return false;
+  }
+  answer_ahead(call, &line, pair.revision);
+  if (line.ahead) {
+    if (op->kind == KV_QUEUE_CLAIM) op->result.found = false; /* look again */
+    give_back(call);
+    return true;
+  }
+  op->place->token = pair.revision;
+  op->result.found = op->kind == KV_QUEUE_CLAIM;
+  consul_finish(call, KV_OK, NULL);
+  return true;
+}
+
+/* ------------------------------------------------------------------ join */
+
+static void joined(struct consul_call *call) {
+  struct json *answer = consul_txn_answer(call);
+  struct consul_lock_key ticket;
+  struct consul_pair pair;
+  kv_slice what = {NULL, 0};
+  char shown[160];
+  if (!answer) return;
+  ticket_key(call->op->place, call->op->place->id, &ticket);
+  if (call->http.status == 409) {
+    bool told = consul_txn_error(answer, 0, &what);
+    if (!refused_for_good(call, answer, what))
+      consul_finish(call, KV_FAILED, "%s", told ? consul_shown(what, shown, sizeof shown) : "refused");
+  } else if (!consul_txn_result(answer, slice(&ticket), NULL, &pair)) {
+    consul_garbled(call);
+  } else {
+    struct line line = read_line(call, json_member(answer, "Results"), true);
+    call->op->result.answered_ahead = line.mine != 0;
+    answer_ahead(call, &line, pair.revision);
+    consul_finish(call, KV_OK, NULL);
+  }
+  json_free(answer);
+}
+
+static void joined_and_taken(struct consul_call *call) {
+  struct json *answer = consul_txn_answer(call);
+  kv_slice what = {NULL, 0};
+  char shown[160];
+  if (!answer) return;
+  if (call->http.status == 200) {
+    call->op->result.answered_ahead = true;
+    if (!taken(call, answer)) consul_garbled(call);
+  } else if (consul_txn_error(answer, 0, &what) || consul_txn_denied(answer, &what)) {
+    if (!refused_for_good(call, answer, what))
+      consul_finish(call, KV_FAILED, "%s", consul_shown(what, shown, sizeof shown));
+  } else { /* somebody holds it: get in line */
+    begin_txn(call);
+    lock_ticket(call);
+    get_queue(call);
+    consul_send_txn(call, true, joined);
+  }
+  json_free(answer);
+}
+
+static void join(struct consul_call *call) {
+  if (call->op->place->interop) { /* no line: claim it */
+    call->op->result.answered_ahead = true;
+    consul_finish(call, KV_OK, NULL);
+    return;
+  }
+  begin_txn(call);
+  lock_ticket(call);
+  lock_real(call);
+  get_queue(call);
+  consul_send_txn(call, true, joined_and_taken);
+}
+
+/* ------------------------------------------------------------------ ahead, and the line when a claim was refused */
+
+static void line_read(struct consul_call *call) {
+  struct kv_op *op = call->op;
+  uint64_t index = 0;
+  struct json *answer = call->http.status == 200 ? json_read(call->http.answer) : NULL;
+  if (call->http.status != 200 && call->http.status != 404) {
+    consul_refuse(call);
+    return;
+  }
+  if ((call->http.status == 200 && !answer) || !http_header_number(&call->http, "X-Consul-Index", &index)) {
+    json_free(answer);
+    consul_garbled(call);
+    return;
+  }
+  struct line line = read_line(call, answer, false);
+  json_free(answer);
+  if (!line.mine) {
+    consul_finish(call, KV_LOST, "our entry in the queue is gone");
+    return;
+  }
+  answer_ahead(call, &line, index);
+  if (op->kind == KV_QUEUE_CLAIM) {
+    if (!op->result.found) op->result.retry_after = CROSSED;
+    op->result.found = false;
+  }
+  consul_finish(call, KV_OK, NULL);
+}
+
+static void read_queue(struct consul_call *call) {
+  struct consul_lock_key queue;
+  ticket_key(call->op->place, "", &queue);
+  consul_path(call, "/v1/kv/", slice(&queue), "");
+  consul_query(call, "recurse");
+  consul_query(call, "consistent");
+  consul_send(call, "GET", false, line_read);
+}
+
+/* One key as it is now: false when the call is finished, pair->revision 0 when there is none. */
+static bool key_answer(struct consul_call *call, struct kv_buffer *value, struct consul_pair *pair) {
+  memset(pair, 0, sizeof *pair);
+  if (call->http.status == 404) return true;
+  if (call->http.status != 200) {
+    consul_refuse(call);
+    return false;
+  }
+  struct json *answer = json_read(call->http.answer);
+  bool good = answer && consul_read_pair(json_item(answer, 0), value, pair);
+  pair->key = (kv_slice){NULL, 0};
+  json_free(answer);
+  if (!good) consul_garbled(call);
+  return good;
+}
+
+static void foreign_seen(struct consul_call *call) {
+  struct kv_op *op = call->op;
+  struct consul_pair pair;
+  uint64_t index = 0;
+  if (!key_answer(call, NULL, &pair)) return;
+  http_header_number(&call->http, "X-Consul-Index", &index);
+  op->result.found = pair.session[0] && strcmp(pair.session, session(call)) != 0;
+  memcpy(op->place->ahead, pair.session, sizeof pair.session);
+  op->place->ahead_revision = index;
+  consul_finish(call, KV_OK, NULL);
+}
+
+static void read_real(struct consul_call *call, void (*answered)(struct consul_call *call)) {
+  struct consul_lock_key real;
+  consul_lock_key(call->op->place, &real);
+  consul_path(call, "/v1/kv/", slice(&real), "");
+  consul_query(call, "consistent");
+  consul_send(call, "GET", false, answered);
+}
+
+/* ------------------------------------------------------------------ claim */
+
+static void claimed(struct consul_call *call) {
+  struct kv_op *op = call->op;
+  struct json *answer = consul_txn_answer(call);
+  kv_slice what = {NULL, 0};
+  if (!answer) return;
+  size_t lock = op->place->interop ? 0 : 1;
+  bool locked = !consul_txn_error(answer, lock, &what);
+  if (call->http.status == 200) {
+    if (!taken(call, answer)) consul_garbled(call);
+  } else if (!locked && refused_for_good(call, answer, what)) {
+    /* finished */
+  } else if (lock && consul_txn_error(answer, 0, &what)) {
+    if (!refused_for_good(call, answer, what)) consul_finish(call, KV_LOST, "our entry in the queue is gone");
+  } else if (!locked && consul_ends(what, "lock delay")) {
+    op->result.retry_after = DELAYED;
+    consul_finish(call, KV_OK, NULL);
+  } else if (op->place->interop) {
+    consul_finish(call, KV_OK, NULL);
+  } else {
+    read_queue(call);
+  }
+  json_free(answer);
+}
+
+static void claim(struct consul_call *call) {
+  const struct kv_place *place = call->op->place;
+  struct consul_lock_key ticket;
+  begin_txn(call);
+  if (!place->interop) {
+    ticket_key(place, place->id, &ticket);
+    check_ours(call, &ticket);
+  }
+  lock_real(call);
+  if (!place->interop) get_queue(call);
+  consul_send_txn(call, true, claimed);
+}
+
+/* ------------------------------------------------------------------ leave */
+
+/* The parts that the last transaction was to delete. */
+enum { PART_REAL = 1, PART_TICKET = 2 };
+
+static void leave_parts(struct consul_call *call, unsigned parts);
+
+static void left(struct consul_call *call) {
+  struct kv_op *op = call->op;
+  struct json *answer = consul_txn_answer(call);
+  kv_slice what;
+  if (!answer) return;
+  unsigned parts = call->rounds, there = parts;
+  unsigned telling = op->place->token || op->place->interop ? PART_REAL : PART_TICKET;
+  if (call->http.status == 409) {
+    if (consul_txn_error(answer, 0, &what)) there &= parts & PART_REAL ? ~(unsigned)PART_REAL : ~(unsigned)PART_TICKET;
+    if (parts == (PART_REAL | PART_TICKET) && consul_txn_error(answer, 2, &what)) there &= ~(unsigned)PART_TICKET;
+  }
+  bool denied = call->http.status == 409 && refused_for_good(call, answer, (kv_slice){NULL, 0});
+  json_free(answer);
+  if (denied) return;
+  if (call->http.status == 200) {
+    if (parts & telling) op->result.found = true;
+    consul_finish(call, KV_OK, NULL);
+  } else if (there && there != parts) {
+    leave_parts(call, there);
+  } else {
+    consul_finish(call, KV_OK, NULL);
+  }
+}
+
+static void leave_parts(struct consul_call *call, unsigned parts) {
+  const struct kv_place *place = call->op->place;
+  struct consul_lock_key real, ticket;
+  consul_lock_key(place, &real);
+  call->rounds = parts;
+  begin_txn(call);
+  if (place->interop) {
+    check_ours(call, &real);
+    consul_verb(call, &(struct consul_verb){.verb = "unlock",
+                                            .key = slice(&real),
+                                            .has_value = true,
+                                            .value = place->value,
+                                            .flags = FOREIGN_FLAGS,
+                                            .has_session = true,
+                                            .session = session(call)});
+  } else if (parts & PART_REAL) {
+    delete_ours(call, &real);
+  }
+  if (parts & PART_TICKET) {
+    ticket_key(place, place->id, &ticket);
+    delete_ours(call, &ticket);
+  }
+  consul_send_txn(call, true, left);
+}
+
+/* ------------------------------------------------------------------ head, and proof while it is held */
+
+static void head_told(struct consul_call *call) {
+  struct consul_pair pair;
+  struct kv_buffer value;
+  kv_buffer_init(&value, CONSUL_ELEMENT_MAX);
+  if (key_answer(call, &value, &pair)) {
+    bool good = !pair.session[0] ||
+                kv_consul->pair(call->op, call->op->place->name, pair.value, pair.revision, pair.revision, false);
+    if (good)
+      consul_finish(call, KV_OK, NULL);
+    else
+      consul_no_memory(call);
+  }
+  kv_buffer_free(&value);
+}
+
+static void proved(struct consul_call *call) {
+  const struct kv_place *place = call->op->place;
+  struct consul_pair pair;
+  if (!key_answer(call, NULL, &pair)) return;
+  bool stands =
+      strcmp(pair.session, session(call)) == 0 && (!place->token || place->interop || pair.revision == place->token);
+  if (stands)
+    consul_finish(call, KV_OK, NULL);
+  else
+    consul_finish(call, KV_LOST,
+                  place->token ? "the key of the lock is not ours any more" : "our entry in the queue is gone");
+}
+
+/* A renewal is answered by the leader alone, and tells nothing of the keys: this read is a quorum's, and does. */
+void consul_queue_prove(struct consul_call *call) {
+  const struct kv_place *place = call->op->place;
+  struct consul_lock_key ticket;
+  if (place->token) {
+    read_real(call, proved);
+    return;
+  }
+  if (place->interop) {
+    consul_finish(call, KV_OK, NULL);
+    return;
+  }
+  ticket_key(place, place->id, &ticket);
+  consul_path(call, "/v1/kv/", slice(&ticket), "");
+  consul_query(call, "consistent");
+  consul_send(call, "GET", false, proved);
+}
+
+/* ------------------------------------------------------------------ which step */
+
+static void wait_for(struct consul_call *call) {
+  const struct kv_place *place = call->op->place;
+  struct consul_lock_key key;
+  if (place->interop) {
+    consul_lock_key(place, &key);
+    consul_wait_gone(call, slice(&key), place->ahead_revision, place->ahead);
+  } else {
+    ticket_key(place, place->ahead, &key);
+    consul_wait_gone(call, slice(&key), place->ahead_revision, NULL);
+  }
+}
+
+void consul_queue_step(struct consul *consul, struct kv_op *op) {
+  if (op->place->interop && strcmp(op->place->interop, "consul") != 0) {
+    kv_consul->finish(op, KV_UNSUPPORTED, "Consul knows no locks of the kind \"%s\"", op->place->interop);
+    return;
+  }
+  struct consul_call *call = consul_call_new(consul, op);
+  if (!call) return;
+  switch (op->kind) {
+    case KV_QUEUE_JOIN: join(call); break;
+    case KV_QUEUE_AHEAD:
+      if (op->place->interop)
+        read_real(call, foreign_seen);
+      else
+        read_queue(call);
+      break;
+    case KV_QUEUE_CLAIM: claim(call); break;
+    case KV_QUEUE_LEAVE: leave_parts(call, op->place->interop ? PART_REAL : PART_REAL | PART_TICKET); break;
+    case KV_QUEUE_HEAD: read_real(call, head_told); break;
+    default: wait_for(call); break;
+  }
+}

@@ -1,0 +1,222 @@
+--- TLS and tokens on a real Consul.
+local kv = require("kv")
+local servers = require("spec.support.servers")
+local util = require("spec.support.util")
+
+local function fails(code, value, message, actual)
+  assert.is_nil(value)
+  assert.equal(code, actual, message)
+  return message
+end
+
+describe("consuls", function()
+  local server
+
+  setup(function() server = servers.consul{tls = true, client_certificates = true} end)
+  teardown(function() server:stop() end)
+
+  local function open(tls, timeout, host)
+    local url = server:url("/app")
+    if host then url = url:gsub("127%.0%.0%.1", host) end
+    return assert(kv.open(url, {tls = tls, timeout = timeout or 5}))
+  end
+
+  local function full()
+    local files = server.certificates
+    return {ca = files.ca, cert = files.client_cert, key = files.client_key}
+  end
+
+  it("works with the right certificates, for an address and for a name", function()
+    for _, host in ipairs{"127.0.0.1", "localhost"} do
+      local store = open(full(), 5, host)
+      local pair = assert(store:put("key", "v"))
+      assert.same(pair, assert(store:get("key")))
+      local watch = assert(store:watch("key"))
+      assert.equal("v", assert(watch:next(5)).value)
+      assert(store:put("key", "w"))
+      assert.equal("w", assert(watch:next(5)).value)
+      watch:close()
+      local values = {}
+      for i = 1, 200 do values["many/" .. i] = "v" end
+      assert(store:put_many(values))
+      assert.equal(200, #assert(store:list("many")))
+      assert(store:delete_tree(""))
+      store:close()
+    end
+  end)
+
+  it("certificate and key may be in one file", function()
+    local files = server.certificates
+    local both = util.folder() .. "/both.pem"
+    util.write(both, util.read(files.client_cert) .. util.read(files.client_key))
+    local store = open{ca = files.ca, cert = both}
+    assert(store:ping())
+    store:close()
+  end)
+
+  local function refused(what, tls, words, host)
+    it("refuses " .. what, function()
+      local store = open(tls(), 1, host)
+      local message = fails("unavailable", store:put("key", "v"))
+      assert.is_truthy(message:lower():find(words), message)
+      fails("unavailable", store:get("key"))
+      store:close()
+    end)
+  end
+
+  refused("a certificate of an unknown authority", function()
+    local tls = full()
+    tls.ca = server.certificates.other_ca
+    return tls
+  end, "certificate")
+  refused("a server of another name", function()
+    local tls = full()
+    tls.server_name = "elsewhere.example"
+    return tls
+  end, "elsewhere%.example")
+
+  it("goes by tls.server_name when it is given", function()
+    local tls = full()
+    tls.server_name = "localhost"
+    local store = open(tls)
+    assert(store:put("key", "v"))
+    store:close()
+  end)
+
+  it("verifies unless it is told not to", function()
+    local tls = full()
+    tls.ca = nil
+    local store = open(tls, 1)
+    fails("unavailable", store:get("key"))
+    store:close()
+    tls.verify = false
+    store = open(tls)
+    assert(store:put("key", "v"))
+    store:close()
+  end)
+
+  it("without a client certificate nothing is said", function()
+    local store = open({ca = server.certificates.ca}, 1)
+    local value, message, code = store:put("key", "v")
+    assert.is_nil(value)
+    assert.is_truthy(code == "unavailable" or code == "unknown", message)
+    local _, _, read_code = store:get("key")
+    assert.is_truthy(read_code == "unavailable" or read_code == "timeout", read_code)
+    store:close()
+  end)
+
+  it("files that cannot be used are invalid", function()
+    local files = server.certificates
+    for _, tls in ipairs{{ca = "/nowhere/ca.pem"}, {ca = files.ca, cert = "/nowhere/cert.pem"},
+      {ca = files.ca, cert = files.client_cert, key = files.key}} do
+      local store = open(tls, 1)
+      local start = require("spec.native").now()
+      fails("invalid", store:put("key", "v"))
+      assert.is_true(require("spec.native").now() - start < 0.9)
+      store:close()
+    end
+  end)
+
+  it("a server that speaks no TLS is not available", function()
+    local plain = servers.consul{}
+    local tls = {ca = server.certificates.ca}
+    local store = assert(kv.open("consuls://127.0.0.1:" .. plain.port, {timeout = 1, tls = tls}))
+    fails("unavailable", store:get("key"))
+    store:close()
+    store = assert(kv.open("consul://127.0.0.1:" .. server.port, {timeout = 1}))
+    local _, _, code = store:get("key")
+    assert.is_truthy(code == "failed" or code == "unavailable", code)
+    store:close()
+    plain:stop()
+  end)
+end)
+
+describe("consul with tokens", function()
+  local server, master
+
+  setup(function()
+    server = servers.consul{acl = true}
+    master = assert(kv.open(server:url("/app"), {token = server.token}))
+  end)
+  teardown(function()
+    master:close()
+    server:stop()
+  end)
+
+  local function policy(name, rules)
+    local file = util.folder() .. "/rules.hcl"
+    util.write(file, rules)
+    server:ctl("acl", "policy", "create", "-name", name, "-rules", "@" .. file)
+    local text = server:ctl("acl", "token", "create", "-policy-name", name)
+    return assert(text:match("SecretID:%s*(%S+)")), assert(text:match("AccessorID:%s*(%S+)"))
+  end
+
+  it("the master token may do all", function()
+    assert(master:put("key", "v"))
+    assert.equal("v", assert(master:get("key")).value)
+    util.eventually(function() return master:info().server_version:sub(1, 2) == "1." end, "the version is known")
+    assert(master:delete_tree(""))
+  end)
+
+  it("no token and a wrong token are denied", function()
+    for _, token in ipairs{"", "11111111-2222-3333-4444-555555555555"} do
+      local store = assert(kv.open(server:url("/app"), {token = token ~= "" and token or nil}))
+      local message = fails("denied", store:put("key", "v"))
+      assert.is_nil(message:find(token == "" and "\0" or token, 1, true))
+      fails("denied", store:put("key", "v", {ttl = 20}))
+      fails("denied", store:delete("key"))
+      fails("denied", store:delete_tree("key"))
+      fails("denied", store:txn():put("key", "v"):commit())
+      fails("denied", assert(store:lock("door")):acquire(2))
+      if token ~= "" then
+        fails("denied", store:get("key"))
+        fails("denied", store:list(""))
+        local watch = assert(store:watch("key"))
+        fails("denied", watch:next(5))
+      end
+      store:close()
+    end
+  end)
+
+  it("a token for a part may write there and nowhere else", function()
+    local token = policy("part", 'key_prefix "app/mine/" { policy = "write" }\nkey_prefix "app/" { policy = "read" }')
+    local store = assert(kv.open(server:url("/app"), {token = token}))
+    assert(store:put("mine/key", "v"))
+    assert(master:put("theirs", "v"))
+    assert.equal("v", assert(store:get("theirs")).value)
+    fails("denied", store:put("theirs", "w"))
+    fails("denied", store:delete("theirs"))
+    fails("denied", store:txn():put("mine/key", "w"):put("theirs", "w"):commit())
+    assert.equal("v", assert(store:get("mine/key")).value)
+    store:close()
+    master:delete_tree("")
+  end)
+
+  it("a watch whose token is revoked says denied, and no false deletes", function()
+    local token, accessor = policy("watching", 'key_prefix "app/" { policy = "write" }')
+    local store = assert(kv.open(server:url("/app"), {token = token}))
+    assert(master:put("key", "1"))
+    local watch = assert(store:watch_tree(""))
+    assert.equal("1", assert(watch:next(5)).value)
+    server:ctl("acl", "token", "delete", "-id", accessor)
+    local event, message, code
+    for i = 2, 200 do
+      assert(master:put("key", tostring(i)))
+      event, message, code = watch:next(0.1)
+      if event then assert.equal("put", event.type) end
+      if code and code ~= "timeout" then break end
+    end
+    assert.equal("denied", code, message)
+    store:close()
+  end)
+
+  it("a token never shows", function()
+    local secret = "deadbeef-0000-1111-2222-333333333333"
+    local store = assert(kv.open(server:url("/app"), {token = secret}))
+    local _, message = store:put("key", "v")
+    assert.is_nil(message:find(secret, 1, true))
+    assert.is_nil(tostring(store):find(secret, 1, true))
+    store:close()
+    fails("invalid", kv.open(server:url("/app"), {token = "a\r\nX-Other: b"}))
+  end)
+end)
