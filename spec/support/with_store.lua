@@ -14,8 +14,7 @@ if kind == "etcd" or kind == "consul" or kind == "zookeeper" then
 elseif kind == "local" then
   url = "local:" .. util.folder() .. "/store"
 else
-  io.stderr:write("usage: with_store.lua local|etcd|consul|zookeeper COMMAND...
-")
+  io.stderr:write("usage: with_store.lua local|etcd|consul|zookeeper COMMAND...\n")
   os.exit(2)
 end
 
