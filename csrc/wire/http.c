@@ -377,23 +377,23 @@ static void timer_due(struct kv_timer *timer) {
   http_act(timer->data, CURL_SOCKET_TIMEOUT, 0);
 }
 
-static void fail_list(struct http_list *list, const char *problem) {
+static void fail_list(struct http_list *list, enum http_outcome outcome, const char *problem) {
   struct http_list batch = *list;
   if (!batch.first) return;
   list_init(list);
   struct http_transfer *transfer;
   while ((transfer = queue_pop(&batch))) {
     if (transfer->request)
-      give_back(transfer, HTTP_NOT_SENT, problem);
+      give_back(transfer, outcome, problem);
     else /* cancelled by one before it */
       transfer_recycle(transfer);
   }
 }
 
-void http_fail_waiting(struct http_client *client, const char *problem) {
+void http_fail_waiting(struct http_client *client, enum http_outcome outcome, const char *problem) {
   client->host->hold_replies();
-  fail_list(&client->waiting, problem);
-  fail_list(&client->waiting_long, problem);
+  fail_list(&client->waiting, outcome, problem);
+  fail_list(&client->waiting_long, outcome, problem);
   client->host->release_replies();
 }
 
@@ -504,16 +504,71 @@ static void tell_refused(struct http_client *client) {
   }
 }
 
+/* ------------------------------------------------------------------ proving new connections */
+
+/* A request of our own. */
+struct probe {
+  struct http_request http; /* first */
+  struct http_client *client;
+  struct http_server *server;
+};
+
+static void proved(struct http_request *http) {
+  struct probe *probe = (struct probe *)http;
+  struct http_client *client = probe->client;
+  client->probing--;
+  if (http->outcome == HTTP_REFUSED)
+    http_fail_waiting(client, HTTP_REFUSED, http->problem);
+  else if (http->outcome != HTTP_ANSWERED)
+    http_pool_unproved(client, probe->server, http->problem);
+  free(probe);
+  http_pump_later(client);
+}
+
+static void prove(struct http_client *client, struct http_server *server, int fd) {
+  struct probe *probe = calloc(1, sizeof *probe);
+  struct http_transfer *transfer = probe ? transfer_new(client) : NULL;
+  if (!transfer || !kv_buffer_add(&transfer->path, client->probe_path, strlen(client->probe_path))) {
+    if (transfer) transfer_recycle(transfer);
+    free(probe);
+    close(fd);
+    return;
+  }
+  probe->client = client;
+  probe->server = server;
+  probe->http.method = "GET";
+  probe->http.timeout = client->config->connect_timeout;
+  probe->http.answer_max = 1 << 20;
+  probe->http.done = proved;
+  probe->http.transfer = transfer;
+  transfer->answer.limit = probe->http.answer_max;
+  transfer->request = &probe->http;
+  client->probing++;
+  start_one(transfer, server, fd);
+}
+
+static void forget_probe(struct http_transfer *transfer) {
+  if (!transfer->request || transfer->request->done != proved) return;
+  free(transfer->request);
+  transfer->request = NULL;
+}
+
 /* Start what waits in the list as long as there are connections. */
 static bool start_waiting(struct http_client *client, struct http_list *list) {
   struct http_server *server;
   bool added = false;
   int fd = -1;
   while (list->first && (list == &client->waiting || http_pool_long_may_begin(client))) {
-    if ((server = http_pool_idle(client)))
-      fd = -1;
-    else if (!http_pool_spare(client, &server, &fd))
-      break;
+    const struct http_request *request = list->first->request;
+    bool unproved = client->probe_path && request && request->write;
+    fd = -1;
+    server = http_pool_idle(client);
+    if (!server && ((unproved && client->probing >= list->count) || !http_pool_spare(client, &server, &fd))) break;
+    if (fd >= 0 && unproved) {
+      prove(client, server, fd);
+      added = true;
+      continue;
+    }
     start_one(queue_pop(list), server, fd);
     added = true;
   }
@@ -548,6 +603,7 @@ struct http_client *http_client_new(const struct http_options *options) {
   client->backend = options->backend;
   client->config = options->config;
   client->crowded = options->crowded;
+  client->probe_path = options->probe_path;
   client->context = options->context;
   client->pump.run = pump;
   client->curl_timer.fire = timer_due;
@@ -580,6 +636,7 @@ void http_client_close(struct http_client *client) {
     transfer_recycle(transfer);
   while ((transfer = client->dying) || (transfer = client->running)) {
     take_back(transfer);
+    forget_probe(transfer);
     transfer_recycle(transfer);
   }
   while ((transfer = client->pool)) {

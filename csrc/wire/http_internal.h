@@ -92,6 +92,8 @@ struct http_client {
   struct http_transfer *running, *dying, *pool;
   struct http_request *refused;     /* for want of memory; to be told */
   size_t running_count, lasting, pooled;
+  const char *probe_path;
+  size_t probing;                   /* new connections that are being proved */
   struct kv_task pump;
   struct kv_timer curl_timer, dial_timer;
   struct http_socket **by_fd;
@@ -115,7 +117,7 @@ struct http_client {
 void http_pump_later(struct http_client *client);
 bool http_run(struct http_transfer *transfer, struct http_server *server, int fd);
 /* Give everything that waits back. */
-void http_fail_waiting(struct http_client *client, const char *problem);
+void http_fail_waiting(struct http_client *client, enum http_outcome outcome, const char *problem);
 void http_act(struct http_client *client, curl_socket_t fd, int events);
 
 /* http_pool.c */
@@ -134,6 +136,8 @@ void http_pool_dial(struct http_client *client);
 void http_pool_answered(struct http_client *client, struct http_server *server);
 /* Is the kept connection that is about to be used known to be dead, or closed by now? */
 bool http_pool_is_dead(struct http_server *server, int local_port);
+/* A new connection was of no use. */
+void http_pool_unproved(struct http_client *client, struct http_server *server, const char *problem);
 /* A connection to it broke, or could not be used. */
 void http_pool_trouble(struct http_client *client, struct http_server *server);
 void http_pool_silent(struct http_client *client, struct http_server *server);

@@ -215,7 +215,7 @@ static void dial_failed(struct http_client *client, const char *problem) {
   client->next_dial = client->host->now() + (int64_t)(pause * (double)HTTP_SECOND);
   if (live_connections(client) + client->spare_count > client->lasting) return;
   if (client->told) told_lost(client, client->told);
-  http_fail_waiting(client, problem);
+  http_fail_waiting(client, HTTP_NOT_SENT, problem);
 }
 
 static void drop_spare(struct http_client *client, size_t index) {
@@ -235,15 +235,19 @@ static struct http_server *drop_closed(struct http_client *client) {
   return closed;
 }
 
-static void closed_at_once(struct http_client *client, struct http_server *server) {
-  char problem[400];
+void http_pool_unproved(struct http_client *client, struct http_server *server, const char *problem) {
   if (server->live) {
     http_crowded(client);
     return;
   }
-  snprintf(problem, sizeof problem, "%s: the server closed the connection at once", server->name);
   client->host->endpoint_failed(client->backend, server->address);
   dial_failed(client, problem);
+}
+
+static void closed_at_once(struct http_client *client, struct http_server *server) {
+  char problem[400];
+  snprintf(problem, sizeof problem, "%s: the server closed the connection at once", server->name);
+  http_pool_unproved(client, server, problem);
 }
 
 /* A server over its limit of connections accepts one and closes it at once. What was sent on it would be in doubt: so
@@ -293,6 +297,7 @@ static void dialled(struct kv_dial *dial, int fd, size_t address, const char *pr
 static size_t wanted(const struct http_client *client) {
   size_t short_ones = client->waiting.count, long_ones = client->waiting_long.count;
   size_t want = short_ones + long_ones + (long_ones ? 1 : 0), coming = client->dialling + client->spare_count;
+  coming += client->probing;
   size_t have = connections(client), most = client->most + client->lasting + long_ones;
   if (want <= coming || have >= most) return 0;
   return want - coming < most - have ? want - coming : most - have;

@@ -17,6 +17,7 @@
 #include "wire/http.h"
 
 static const struct kv_host *host;
+static const char *probe_path; /* of stores that are opened from now on */
 
 /* ------------------------------------------------------------------ the driver */
 
@@ -66,8 +67,8 @@ static void *driver_create(struct kv_backend *backend, const struct kv_config *c
   (void)error;
   if (!client) return NULL;
   client->backend = backend;
-  client->http = http_client_new(
-    &(struct http_options){.host = host, .backend = backend, .config = config, .headers = headers});
+  client->http = http_client_new(&(struct http_options){
+      .host = host, .backend = backend, .config = config, .headers = headers, .probe_path = probe_path});
   return client;
 }
 
@@ -133,6 +134,8 @@ static const struct kv_driver driver = {.abi = KV_DRIVER_ABI,
                                         .cancel = driver_cancel};
 
 /* ------------------------------------------------------------------ the peer */
+
+static atomic_bool refuse_new; /* accept and close at once, as a server over its limit of connections does */
 
 static struct {
   int port, listener;
@@ -229,6 +232,12 @@ static void *serve(void *argument) {
     pthread_t thread;
     if (fd < 0) continue;
     atomic_fetch_add(&peer.connections, 1);
+    if (atomic_load(&refuse_new)) {
+      char byte;
+      recv(fd, &byte, 1, 0); /* it even reads a little */
+      close(fd);
+      continue;
+    }
     if (pthread_create(&thread, NULL, converse, (void *)(intptr_t)fd) == 0) pthread_detach(thread);
   }
   return NULL;
@@ -436,6 +445,25 @@ TEST(the_other_server_is_used) {
   snprintf(expected, sizeof expected, "127.0.0.1:%d", peer.port);
   CHECK_STR(info.endpoint, expected);
   end(store);
+}
+
+/* Only reads may meet a connection that the server does not want: what is in doubt with a write is not with them. */
+TEST(a_new_connection_proves_itself_before_a_write) {
+  probe_path = "/ok/probe";
+  kv_store *store = open_peer();
+  REQUIRE(store != NULL);
+  CHECK(begins(put(store, "ok", "x"), "answered"));
+  CHECK_EQ(peer.requests, 2);
+  atomic_store(&refuse_new, true);
+  CHECK(begins(put(store, "ok", "x"), "answered")); /* on the kept one */
+  CHECK(begins(put(store, "last", "x"), "answered"));
+  for (int i = 0; i < 3; i++) CHECK(begins(put(store, "ok", "x"), "not_sent sent=0"));
+  atomic_store(&refuse_new, false);
+  const char *what = put(store, "ok", "x");
+  for (int i = 0; i < 50 && strncmp(what, "not_sent", 8) == 0; i++) what = put(store, "ok", "x");
+  CHECK(begins(what, "answered"));
+  end(store);
+  probe_path = NULL;
 }
 
 TEST(many_share_few_connections) {

@@ -41,6 +41,8 @@ static const char *four_letters(const struct server *server, const char *word) {
   size_t size = 0;
   ssize_t got = 1;
   int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  struct timeval limit = {.tv_sec = 2}; /* one that has just begun to start accepts, and may never answer */
+  setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
   if (connect(fd, (void *)&address, sizeof address) == 0 && send(fd, word, 4, MSG_NOSIGNAL) == 4)
     while (got > 0 && size < sizeof answer - 1) {
       got = recv(fd, answer + size, sizeof answer - 1 - size, 0);
@@ -455,6 +457,23 @@ TEST(locks_of_one_time_to_live_share_a_session) {
   for (int i = 0; i < 20; i++) kv_lock_free(locks[i]);
   close_store(store);
   CHECK_EQ(count_of(four_letters(&zk_shared, "dump"), "-lock-"), 0);
+}
+
+TEST(idle_costs_nothing) {
+  WITH_ZK(store, "/idle");
+  kv_watch *watch;
+  kv_error error;
+  struct timespec before, after;
+  CHECK_EQ(keep(store, "alive"), KV_OK);
+  REQUIRE(kv_watch_open(store, queue, &(kv_watch_options){.tree = true, .key = text("")}, 1, &watch, &error) == KV_OK);
+  WAIT_FOR(10, kv_watch_connected(watch));
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &before);
+  nap(1);
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &after);
+  double used = (double)(after.tv_sec - before.tv_sec) + (double)(after.tv_nsec - before.tv_nsec) / 1e9;
+  CHECK(used < 0.1);
+  kv_watch_free(watch);
+  close_store(store);
 }
 
 /* ------------------------------------------------------------------ many watches */

@@ -64,6 +64,7 @@ static struct http_client *make_client(struct consul *consul) {
   if (login) headers[count++] = login;
   if ((!config->token || token) && (!config->username || login)) {
     struct http_options options = {.host = kv_consul, .backend = consul->backend, .config = config, .headers = headers,
+                                   .probe_path = "/v1/status/leader",
                                    .crowded = crowded, .context = consul};
     client = http_client_new(&options);
   }

@@ -129,7 +129,7 @@ static void link_ready(struct kv_io *io, unsigned events) {
   for (int i = 0; i < MESSAGES_A_TURN && result == ZOK && (events & KV_IO_READ); i++)
     result = zookeeper_process(session->handle, ZOOKEEPER_READ);
   zk_session_check(session);
-  zk_wake(session);
+  zk_wake(session); /* what the library waits for may be something else now */
 }
 
 /* ------------------------------------------------------------------ ends */
