@@ -26,7 +26,7 @@ local function overall_help()
   local lines = {
     "Usage: kv [-s URL] COMMAND ...",
     "",
-    "Reads, writes, watches and locks in etcd or in an embedded store.",
+    "Reads, writes, watches and locks in etcd, Consul, ZooKeeper or an embedded store.",
     "",
     "Commands:",
   }
@@ -39,6 +39,8 @@ local function overall_help()
 Stores:
   local:/var/lib/app               a folder, shared by the processes that open it
   etcd://host:2379,other:2379/app  etcd, v3 API; etcds:// with TLS
+  consul://host:8500/app           Consul; consuls:// with TLS
+  zk://host:2181,other:2181/app    ZooKeeper; zks:// with TLS
 
 Exit status: 0 done, 1 failed, 2 misuse, 3 not found, 4 lock not obtained or lost.
 "kv COMMAND --help" tells more about a command.]]
