@@ -175,7 +175,8 @@ KV_API void kv_close(kv_store *store);
 /* Wait until a closed store's backend has given everything back, `seconds` at most. True if it has. */
 KV_API bool kv_close_wait(kv_store *store, double seconds);
 
-/* Close if open, and free the handle. Never waits. */
+/* Close if open, and free the handle. Never waits. Watches, locks, leases and transactions that it made stay valid until
+ * they are freed, and answer KV_CLOSED. */
 KV_API void kv_store_free(kv_store *store);
 
 KV_API bool kv_store_closed(const kv_store *store);

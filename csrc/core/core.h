@@ -150,6 +150,7 @@ struct kv_backend {
 };
 
 struct kv_store {
+  atomic_uint references;       /* the user's handle, locks and leases that were made by it */
   struct kv_backend *backend;
   uint64_t view;                /* tells its operations and watches from other views' */
   struct kv_close_request *close_request;
@@ -161,6 +162,8 @@ struct kv_store {
   char label[KV_KEY_MAX + 400];
 };
 
+void kv_store_retain(kv_store *store);
+void kv_store_release(kv_store *store); /* the last one frees the memory of the handle, and no more; any thread */
 void kv_backend_retain(struct kv_backend *backend);
 void kv_backend_release(struct kv_backend *backend); /* the last one frees it; any thread */
 /* Join the store's prefix and a user's key into `out` (KV_KEY_MAX), checking all rules; KV_CLOSED for a closed or

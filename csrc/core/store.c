@@ -22,6 +22,7 @@ static kv_store *view_new(struct kv_backend *backend, const char *prefix, size_t
     free(request);
     return NULL;
   }
+  atomic_init(&store->references, 1);
   store->backend = backend;
   store->view = atomic_fetch_add(&last_view, 1) + 1;
   store->fork_count = kv_fork_count();
@@ -102,13 +103,21 @@ bool kv_close_wait(kv_store *store, double seconds) {
   return done;
 }
 
+void kv_store_retain(kv_store *store) {
+  atomic_fetch_add_explicit(&store->references, 1, memory_order_relaxed);
+}
+
+void kv_store_release(kv_store *store) {
+  if (atomic_fetch_sub_explicit(&store->references, 1, memory_order_acq_rel) == 1) free(store);
+}
+
 void kv_store_free(kv_store *store) {
   if (!store) return;
   if (!inherited(store)) {
     kv_close(store);
     kv_backend_release(store->backend);
   }
-  free(store);
+  kv_store_release(store);
 }
 
 bool kv_store_closed(const kv_store *store) {

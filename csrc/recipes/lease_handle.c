@@ -85,6 +85,7 @@ static const struct kv_recipe open_recipe = {.start = start_open, .cancel = canc
 static void free_handle(struct kv_handle *handle) {
   kv_lease *lease = (kv_lease *)((char *)handle - offsetof(kv_lease, handle));
   struct kv_backend *backend = lease->backend;
+  kv_store_release(lease->store);
   if (lease->open.op) {
     kv_asked_answer(&lease->open, KV_CLOSED, "the lease was closed");
     give_up_opening(lease);
@@ -114,6 +115,7 @@ kv_code kv_lease_open(kv_store *store, kv_queue *queue, double ttl, double timeo
   kv_lease *lease = kv_lease_make(store->backend, ttl);
   if (!lease) return kv_fail(error, KV_FAILED, "out of memory");
   lease->store = store;
+  kv_store_retain(store);
   lease->view = store->view;
   lease->backend = store->backend;
   kv_backend_retain(lease->backend);
@@ -123,6 +125,7 @@ kv_code kv_lease_open(kv_store *store, kv_queue *queue, double ttl, double timeo
     *lease_out = lease;
     return KV_OK;
   }
+  kv_store_release(store);
   kv_backend_release(lease->backend);
   kv_lease_release(lease);
   return code;

@@ -555,6 +555,7 @@ void kv_lock_orphan(struct kv_lock *lock) {
 
 void kv_lock_destroy(struct kv_lock *lock) {
   struct kv_backend *backend = lock->backend;
+  kv_store_release(lock->store);
   pthread_mutex_destroy(&lock->guard);
   free((char *)(uintptr_t)lock->name.data);
   free(lock);

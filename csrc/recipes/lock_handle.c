@@ -67,6 +67,7 @@ kv_lock *kv_lock_new(kv_store *store, const kv_lock_options *options, kv_error *
   lock->ttl = options->ttl > 0 ? options->ttl : store->backend->config.session_ttl;
   if (lock->ttl < least) lock->ttl = least;
   lock->store = store;
+  kv_store_retain(store);
   lock->view = store->view;
   lock->backend = store->backend;
   kv_backend_retain(lock->backend);

@@ -205,6 +205,7 @@ void kv_recipes_close(struct kv_backend *backend, void (*done)(struct kv_backend
   kv_expiry_close(recipes);
   kv_holders_cancel(recipes);
   kv_locks_close(recipes, 0);
+  kv_spares_close(recipes);
   kv_session_close(recipes);
   /* Those that locks still need to leave their queues go when these have left. */
   drop_leases(recipes, false);

@@ -166,6 +166,7 @@ struct kv_lease *kv_spare_take(struct kv_recipes *recipes, double ttl);
 /* ------------------------------------------------------------------ session.c, expiry.c, lock.c: for closing */
 
 void kv_session_close(struct kv_recipes *recipes);
+void kv_spares_close(struct kv_recipes *recipes);
 void kv_expiry_close(struct kv_recipes *recipes);
 void kv_locks_close(struct kv_recipes *recipes, uint64_t view); /* let go of all, or of those of one view */
 /* nothing of them is on the server as far as we can tell */

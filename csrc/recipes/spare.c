@@ -39,6 +39,15 @@ bool kv_spare_put(struct kv_recipes *recipes, struct kv_lease *lease) {
   return true;
 }
 
+void kv_spares_close(struct kv_recipes *recipes) {
+  struct kv_lease *lease;
+  while ((lease = recipes->spares)) {
+    forget(recipes, lease);
+    kv_lease_drop(lease);
+    kv_lease_release(lease);
+  }
+}
+
 struct kv_lease *kv_spare_take(struct kv_recipes *recipes, double ttl) {
   double least = recipes->backend->driver->limits.lease_min;
   if (ttl < least) ttl = least;

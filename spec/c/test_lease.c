@@ -191,8 +191,12 @@ TEST(a_lease_outlives_its_handle_until_the_store_closes) {
     kv_lease_free(lease);
     WAIT_FOR(steps(KV_LEASE_RENEW) >= 4);
     CHECK_EQ(keys_there(), 1);
+    lease = open_lease(store, 0.3);
     close_store(store);
     CHECK_EQ(keys_there(), 0);
+    CHECK(!kv_lease_alive(lease));
+    CHECK_EQ(kv_lease_close(lease, queue, 1, 1, NULL, NULL), KV_CLOSED);
+    kv_lease_free(lease);
     check_nothing_left();
   }
 }

@@ -192,6 +192,25 @@ TEST(an_idle_lease_is_given_back) {
   check_nothing_left();
 }
 
+TEST(closing_does_not_wait_for_an_idle_lease) {
+  kv_store *store = fresh(urls[0]);
+  kv_lock *lock = new_lock(store, 30), *other = new_lock(store, 20);
+  CHECK_EQ(acquire(lock, 5), KV_OK);
+  CHECK_EQ(release(lock), KV_OK);
+  CHECK_EQ(acquire(other, 5), KV_OK);
+  CHECK_EQ(release(other), KV_OK);
+  CHECK_EQ(leases_there(), 2);
+  int64_t before = kv_clock();
+  close_store(store);
+  CHECK(kv_clock() - before < KV_SECOND / 4);
+  CHECK_EQ(leases_there(), 0);
+  /* A handle that outlives its store answers that. */
+  CHECK(!kv_lock_held(lock));
+  CHECK_EQ(kv_lock_acquire(lock, queue, 1, 1, NULL, NULL), KV_CLOSED);
+  kv_lock_free(lock);
+  kv_lock_free(other);
+}
+
 TEST(held_is_answered_while_it_holds_or_waits) {
   kv_store *store = fresh(urls[0]), *other = open_at(urls[0]);
   kv_lock *lock = new_lock(store, 5), *rival = new_lock(other, 5);
