@@ -1,7 +1,7 @@
 /*
- * spare.c - leases of locks that were let go, kept for the next acquire of any handle. Granting and revoking a lease are
- * writes to the server, as many as taking the lock and letting it go: a program that takes one lock after the other pays
- * them once.
+ * spare.c - leases of locks that were let go, kept for the next acquire of any handle. Granting and revoking a lease
+ * are writes to the server, as many as taking the lock and letting it go: a program that takes one lock after the
+ * other pays them once.
  *
  * A lease serves one place in a queue at a time, so it comes here only after its entry is certainly gone. While it lies
  * here it is not renewed: when that would be due it is given back to the server.
@@ -53,7 +53,8 @@ struct kv_lease *kv_spare_take(struct kv_recipes *recipes, double ttl) {
   if (ttl < least) ttl = least;
   for (struct kv_lease *lease = recipes->spares; lease; lease = lease->next_spare) {
     /* What was asked for and what is wanted come from the same number, or are different wishes. */
-    if (lease->ref.ttl < ttl || lease->ref.ttl > ttl || lease->phase != LEASE_ALIVE || !kv_lease_usable(lease)) continue;
+    bool same = !(lease->ref.ttl < ttl) && !(lease->ref.ttl > ttl);
+    if (!same || lease->phase != LEASE_ALIVE || !kv_lease_usable(lease)) continue;
     forget(recipes, lease);
     return lease;
   }

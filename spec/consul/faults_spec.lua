@@ -1,5 +1,5 @@
---- A Consul that goes away, comes back empty, is silent, or refuses connections: the right code in time, nothing applied
--- twice, watches exact afterwards, and no spin.
+--- A Consul that goes away, comes back empty, is silent, or refuses connections: the right code in time, nothing
+-- applied twice, watches exact afterwards, and no spin.
 local kv = require("kv")
 local native = require("spec.native")
 local proxies = require("spec.support.proxy")
