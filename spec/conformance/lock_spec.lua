@@ -117,7 +117,7 @@ describe("lock", function()
         assert(mine:release())
       end)
       t:eventually(function() return mine:state() == "waiting" end, "waiter " .. i .. " waits")
-      t.kv.sleep(0.05) -- its entry is on the server before the next one is sent
+      t.kv.sleep(0.25) -- its entry is on the server before the next one is sent, also when the disk is busy
     end
     assert(lock:release())
     for _, task in ipairs(tasks) do task:join(30) end
