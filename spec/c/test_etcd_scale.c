@@ -115,7 +115,8 @@ TEST(idle_store) {
   size_t with = heap(); /* now it is idle: buffers of the put are given back a moment after it */
   if (MEASURED) CHECK(sleeps() - before <= 2);
   close_store(store);
-  if (MEASURED) CHECK(with - heap() < 64 << 10); /* what an idle connection holds */
+  /* What an idle connection holds, and what malloc() had put aside for the thread that has ended: tens of kilobytes. */
+  if (MEASURED) CHECK(with - heap() < 128 << 10);
   if (MEASURED) printf("an idle store: %zu bytes\n", with - heap());
 }
 
