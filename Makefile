@@ -268,7 +268,7 @@ test:
 
 check:
 	@scripts/install-packages.sh build test check
-	@FUZZ_SECONDS='$(FUZZ_SECONDS)' MAKE='$(MAKE)' scripts/run-checks
+	@FUZZ_SECONDS='$(FUZZ_SECONDS)' MAKE='$(MAKE)' BUILD='$(BUILD)' scripts/run-checks
 
 bench:
 	@scripts/install-packages.sh build test bench
