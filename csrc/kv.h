@@ -175,8 +175,8 @@ KV_API void kv_close(kv_store *store);
 /* Wait until a closed store's backend has given everything back, `seconds` at most. True if it has. */
 KV_API bool kv_close_wait(kv_store *store, double seconds);
 
-/* Close if open, and free the handle. Never waits. Watches, locks, leases and transactions that it made stay valid until
- * they are freed, and answer KV_CLOSED. */
+/* Close if open, and free the handle. Never waits. Watches, locks, leases and transactions that it made stay valid
+ * until they are freed, and answer KV_CLOSED. */
 KV_API void kv_store_free(kv_store *store);
 
 KV_API bool kv_store_closed(const kv_store *store);
@@ -250,8 +250,8 @@ KV_API int kv_queue_fd(const kv_queue *queue);
 /* Make the descriptor readable although no reply is there, until kv_queue_next() finds nothing. */
 KV_API void kv_queue_poke(kv_queue *queue);
 
-/* Also send a byte through a connected socket whenever the descriptor becomes readable, for hosts that cannot poll it. The queue owns
- * the socket from then on, and closes the one it had; -1 for none. */
+/* Also send a byte through a connected socket whenever the descriptor becomes readable, for hosts that cannot poll it.
+ * The queue owns the socket from then on, and closes the one it had; -1 for none. */
 KV_API void kv_queue_notify(kv_queue *queue, int stream);
 
 /* The next reply, or NULL when there is none now. The caller owns it: kv_reply_free(). */

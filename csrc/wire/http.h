@@ -69,8 +69,9 @@ struct http_options {
   struct kv_backend *backend;
   const struct kv_config *config;
   const char *const *headers;   /* "Name: value" for every request, ended by NULL; copied */
-  /* Optional, static. A GET that every healthy server answers at once: a new connection has to, before a write is sent on
-   * it. A server that is over its limit of connections accepts one all the same, and what was sent on it is in doubt. */
+  /* Optional, static. A GET that every healthy server answers at once: a new connection has to, before a write is sent
+   * on it. A server that is over its limit of connections accepts one all the same, and what was sent on it is in
+   * doubt. */
   const char *probe_path;
   /* Optional. The server refuses more connections from here: give up long polls. Not inside of any other callback. */
   void (*crowded)(void *context);

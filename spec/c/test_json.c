@@ -201,8 +201,8 @@ TEST(pairs_of_consul) {
                              "[{\"Key\":\"a\",\"CreateIndex\":1,\"ModifyIndex\":0}]",
                              "[{\"Key\":\"a\",\"CreateIndex\":-1,\"ModifyIndex\":1}]",
                              "[{\"Key\":\"a\",\"Value\":\"*\",\"CreateIndex\":1,\"ModifyIndex\":1}]",
-                             "[{\"Key\":\"a\",\"Session\":\"0123456789012345678901234567890123456789\","
-                             "\"CreateIndex\":1,\"ModifyIndex\":1}]"};
+                             ("[{\"Key\":\"a\",\"Session\":\"0123456789012345678901234567890123456789\","
+                              "\"CreateIndex\":1,\"ModifyIndex\":1}]")};
   for (size_t i = 0; i < sizeof bad / sizeof *bad; i++) CHECK_STR(pairs(bad[i]), NULL);
 }
 

@@ -317,8 +317,8 @@ static int listening(lua_State *L) {
   return 1;
 }
 
-/* exchange(port, text, seconds) -> what is answered until the other side closes; nil when it cannot be reached. `seconds` is for each
- * silence. */
+/* exchange(port, text, seconds) -> what is answered until the other side closes; nil when it cannot be reached.
+ * `seconds` is for each silence. */
 static int exchange(lua_State *L) {
   struct sockaddr_in address = loopback((int)luaL_checkinteger(L, 1));
   size_t size;
@@ -331,7 +331,8 @@ static int exchange(lua_State *L) {
   int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   if (fd < 0) return failed(L, "socket");
   setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
-  if (connect(fd, (struct sockaddr *)&address, sizeof address) != 0 || send(fd, text, size, MSG_NOSIGNAL) != (ssize_t)size) {
+  if (connect(fd, (struct sockaddr *)&address, sizeof address) != 0 ||
+      send(fd, text, size, MSG_NOSIGNAL) != (ssize_t)size) {
     close(fd);
     lua_pushnil(L);
     return 1;

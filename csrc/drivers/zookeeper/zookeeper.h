@@ -280,7 +280,8 @@ void zk_txn(struct zk *zk, struct kv_op *op);
 /* Read call->path into is_there, is_key, stat and ttl, then `run`. `strong`: behind a sync. */
 void zk_look(struct zk_call *call, bool strong, void (*run)(struct zk_call *call));
 
-/* Portable mode: no key stands above `key`, which is that of call->path, and none below; then `run`. Uses call->data. */
+/* Portable mode: no key stands above `key`, which is that of call->path, and none below; then `run`. Uses
+ * call->data. */
 void zk_check_portable(struct zk_call *call, kv_slice key, void (*run)(struct zk_call *call));
 
 /* lease.c */
