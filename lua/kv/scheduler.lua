@@ -762,6 +762,14 @@ function scheduler.fd()
   return core.fd()
 end
 
+--- Seconds until kv.step() wants to be called at the latest, or nil for no such time. It is another one as soon as
+-- somebody waits: a host that resumes coroutines after a step asks again.
+function scheduler.due_in()
+  if first <= last or core.pending() then return 0 end
+  local at = timers:next_at()
+  return at and math.max(0, at - clock()) or nil
+end
+
 --- Do what there is to do, without waiting: hand out answers, run tasks that can go on.
 -- @treturn number|nil seconds until it wants to be called again at the latest, nil for no such time
 -- Raises what a task raised that nobody joins.
@@ -780,9 +788,7 @@ function scheduler.step()
       error(failure.problem, 0)
     end
   end
-  if first <= last or core.pending() then return 0 end
-  local at = timers:next_at()
-  return at and math.max(0, at - clock()) or nil
+  return scheduler.due_in()
 end
 
 return scheduler

@@ -8,7 +8,7 @@ local controller
 local loop = {}
 function loop.reset() controller = cqueues.new() end
 function loop.start(fn) controller:wrap(fn) end
-function loop.run() assert(controller:loop()) end
+function loop.run() assert(controller:loop(20)) end -- those who still wait then are missed
 function loop.sleep(seconds) cqueues.sleep(seconds) end
 function loop.idle() return controller:empty() end
 function loop.echo(text)

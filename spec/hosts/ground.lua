@@ -126,6 +126,22 @@ local function watches(loop, t)
   assert.is_true(codes.closed < 10)
 end
 
+-- Nothing but what the last answer began holds the loop: a time that is forgotten is waited for ever.
+local function times(loop, t)
+  local codes = {}
+  together(loop, {function()
+    local watch = plain_assert(t.store:watch("nothing"))
+    plain_assert(t.store:put("key", "v"))
+    codes.slept = kv.sleep(0.01)
+    plain_assert(t.store:get("key", {consistency = "strong"}))
+    codes.watch = select(3, watch:next(0.01))
+    plain_assert(t.store:put("key", "w"))
+    codes.later = select(3, watch:next(0.01))
+    watch:close()
+  end})
+  assert.same({slept = true, watch = "timeout", later = "timeout"}, codes)
+end
+
 local function tasks(loop, t)
   local results = {}
   together(loop, {
@@ -245,6 +261,7 @@ function ground.describe(loop, name)
     case("does 200 operations beside timers and sockets", operations)
     case("goes on ticking while a lock waits", waiting_lock)
     case("waits for watches", watches)
+    case("wakes in time who waits after an answer", times)
     case("runs tasks", tasks)
     case("feeds mirrors that call back", mirrors)
     case("blocks outside of it", blocking)

@@ -22,8 +22,14 @@ function loop.start(fn)
   end)
 end
 
+-- A loop that hangs is stopped: those who wait are missed then.
 function loop.run()
+  local guard = uv.new_timer()
+  guard:start(20000, 0, function() uv.stop() end)
+  guard:unref()
   uv.run()
+  guard:close()
+  uv.run("nowait")
 end
 
 function loop.sleep(seconds)

@@ -16,6 +16,7 @@ local poller, polled, alarm        -- handles of the loop; the descriptor that i
 local woken, first, last = {}, 1, 0
 local waiting = 0                  -- coroutines that wait
 local turning = false              -- turn() is at work
+local due                          -- when the alarm rings, a time of the clock, or nil
 
 local turn
 
@@ -27,13 +28,13 @@ local function hold()
   uv[name](alarm)
 end
 
+-- Have turn() called in so many seconds, or earlier where that was wanted before.
 local function call_again(seconds)
-  if seconds then
-    uv.update_time() -- computing may have made luv's idea of now old
-    uv.timer_start(alarm, math.ceil(seconds * 1000), 0, turn)
-  else
-    uv.timer_stop(alarm)
-  end
+  local at = core.clock() + seconds
+  if due and due <= at then return end
+  due = at
+  uv.update_time() -- computing may have made luv's idea of now old
+  uv.timer_start(alarm, math.ceil(seconds * 1000), 0, turn)
 end
 
 -- The descriptor is another one after fork().
@@ -68,16 +69,18 @@ local function resume_woken()
   return problem
 end
 
+-- When it is to be called again is asked last: those who were resumed may have begun to wait for a time.
 function turn()
   if turning then return end
-  turning = true
-  local ok, again = pcall(scheduler.step)
+  turning, due = true, nil
+  uv.timer_stop(alarm)
+  local ok, why = pcall(scheduler.step)
   local problem = resume_woken()
   turning = false
-  if not ok then problem, again = again, 0 end
-  if core.pending() then again = 0 end
-  call_again(again)
+  local again = ok and scheduler.due_in() or not ok and 0 -- after an error there may be more of them
+  if again then call_again(again) end
   hold()
+  if not ok then problem = why end
   if problem then error(problem, 0) end
 end
 
@@ -99,8 +102,7 @@ function host.wait(waiter, seconds)
   attach()
   waiter.co = scheduler.host_coroutine()
   waiting = waiting + 1
-  local due = uv.timer_get_due_in and uv.is_active(alarm) and uv.timer_get_due_in(alarm) / 1000 or nil
-  if seconds and not (due and due <= seconds) then call_again(seconds) end
+  if seconds and not turning then call_again(seconds) end
   hold()
   coroutine.yield()
 end
