@@ -6,6 +6,7 @@
 #   make demo                 install what is missing (Debian), build, show the main job
 #   make test                 everything that must pass, on the embedded store and on a real etcd
 #   make check                warnings as errors, linters, sanitizers, valgrind, fuzzers
+#   make torture              faults for 30 minutes on each backend; MINUTES=, SEED=, BACKENDS= (docs/faults.md)
 #   make bench                measure, with the peers beside it
 #   make install PREFIX=/usr/local DESTDIR=
 #
@@ -115,7 +116,7 @@ MAKEFLAGS += --no-builtin-rules
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all all-luas demo test check bench install install-module uninstall clean c-units support host fuzz fuzzers notes FORCE
+.PHONY: all all-luas demo test check torture bench install install-module uninstall clean c-units support host fuzz fuzzers notes FORCE
 
 all: notes $(CORE_SO) $(PROCESS_SO) $(DRIVER_SO) $(LAUNCHER)
 
@@ -269,6 +270,11 @@ test:
 check:
 	@scripts/install-packages.sh build test check
 	@FUZZ_SECONDS='$(FUZZ_SECONDS)' MAKE='$(MAKE)' BUILD='$(BUILD)' scripts/run-checks
+
+torture:
+	@scripts/install-packages.sh build test
+	@$(MAKE_ALL) LUA=lua5.4 all support
+	@BUILD='$(BUILD)' BACKENDS='$(BACKENDS)' LUA=lua5.4 scripts/run-torture
 
 bench:
 	@scripts/install-packages.sh build test bench

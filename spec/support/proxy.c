@@ -11,6 +11,7 @@
  *   drop-answers      forward requests, throw answers away
  *   hold-answers      forward requests, keep answers until the mode changes ("now pass" sends them)
  *   hold-requests     keep requests until the mode changes;  hold-all: both
+ *   half-close-server the server is told that no more requests come, answers still pass; half-close-client: the reverse
  *   close             accept and close;          reset: the same by RST
  *   garbage           answer with bytes that are no HTTP/2
  *   oversized         a good SETTINGS frame, then a frame that says it has 16 MB
@@ -28,6 +29,7 @@
  *   cut-after N       close each connection after N more bytes of answers (in the middle of a frame)
  *   corrupt-after N   after N more bytes of answers, flip bits in the next 64
  *   connections       how many were accepted so far; open: how many are open; requests: bytes that clients sent
+ *   delay N           what comes waits N milliseconds before it goes on, both ways; 0: not any more
  *   refuse            stop listening;  listen: listen again on the same port
  */
 #include <arpa/inet.h>
@@ -43,32 +45,34 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #define CONNECTIONS_MAX 256
 #define BUFFER_SIZE (1 << 20)
 
 enum mode {
-  PASS, SILENT, DROP_ANSWERS, HOLD_ANSWERS, HOLD_ALL, HOLD_REQUESTS, CLOSE, RESET, GARBAGE, OVERSIZED, BAD_SETTINGS,
-  GOAWAY,
+  PASS, SILENT, DROP_ANSWERS, HOLD_ANSWERS, HOLD_ALL, HOLD_REQUESTS, HALF_CLOSE_SERVER, HALF_CLOSE_CLIENT, CLOSE, RESET,
+  GARBAGE, OVERSIZED, BAD_SETTINGS, GOAWAY,
   STATUS, NO_STATUS, HTTP, LONG_MESSAGE, HALF_MESSAGE, BAD_MESSAGE, FLOOD, MODE_COUNT
 };
 
 static const char *const mode_names[MODE_COUNT] = {
-    "pass", "silent", "drop-answers", "hold-answers", "hold-all", "hold-requests", "close", "reset", "garbage",
-    "oversized",
-    "bad-settings", "goaway", "status", "no-status", "http", "long-message", "half-message", "bad-message", "flood"};
+    "pass", "silent", "drop-answers", "hold-answers", "hold-all", "hold-requests", "half-close-server",
+    "half-close-client", "close", "reset", "garbage", "oversized", "bad-settings", "goaway", "status", "no-status", "http", "long-message", "half-message", "bad-message", "flood"};
 
 struct stream {
   uint8_t *data;
   size_t size;
-  bool ended; /* no more will come */
+  bool ended;  /* no more will come */
+  int64_t due; /* what is there goes on from then, in milliseconds; 0: nothing is there */
 };
 
 struct connection {
   int client, server; /* -1: none */
   enum mode mode;
   int argument;
+  bool half_closed;                /* that was done */
   struct stream requests, answers; /* to the server, to the client */
   bool greeted;                    /* fake server: the preface came, and was answered */
 };
@@ -79,6 +83,7 @@ static int listener = -1, listen_port, target_port;
 static enum mode new_mode = PASS;
 static int new_argument;
 static long cut_after = -1, corrupt_after = -1;
+static int delay;
 static unsigned long accepted, request_bytes;
 
 static struct sockaddr_in loopback(int port) {
@@ -119,7 +124,38 @@ static bool keeps_answers(enum mode mode) { return mode == HOLD_ANSWERS || mode 
 
 static bool keeps_requests(enum mode mode) { return mode == HOLD_REQUESTS || mode == HOLD_ALL; }
 
-static bool wants_server(enum mode mode) { return mode <= HOLD_REQUESTS && mode != SILENT; }
+static bool wants_server(enum mode mode) { return mode <= HALF_CLOSE_CLIENT && mode != SILENT; }
+
+static int64_t now_ms(void) {
+  struct timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  return (int64_t)time.tv_sec * 1000 + time.tv_nsec / 1000000;
+}
+
+/* Its time has come, or it has none. */
+static bool is_due(struct stream *stream) {
+  if (delay == 0 || stream->size == 0) {
+    stream->due = 0;
+    return true;
+  }
+  int64_t now = now_ms();
+  if (stream->due == 0) stream->due = now + delay;
+  if (now < stream->due) return false;
+  stream->due = 0;
+  return true;
+}
+
+static void half_close(struct connection *connection) {
+  if (connection->half_closed) return;
+  if (connection->mode == HALF_CLOSE_SERVER) shutdown(connection->server, SHUT_WR);
+  if (connection->mode == HALF_CLOSE_CLIENT) shutdown(connection->client, SHUT_WR);
+  connection->half_closed = connection->mode == HALF_CLOSE_SERVER || connection->mode == HALF_CLOSE_CLIENT;
+}
+
+/* One way is shut: what would go there is lost. */
+static bool is_shut(const struct connection *connection, bool to_client) {
+  return connection->half_closed && connection->mode == (to_client ? HALF_CLOSE_CLIENT : HALF_CLOSE_SERVER);
+}
 
 static void accept_connection(void) {
   int client = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
@@ -329,7 +365,8 @@ static void corrupt(struct stream *answers) {
 static bool give_answers(struct connection *connection) {
   struct stream *answers = &connection->answers;
   if (keeps_answers(connection->mode)) return true;
-  if (connection->mode == DROP_ANSWERS) answers->size = 0;
+  if (connection->mode == DROP_ANSWERS || is_shut(connection, true)) answers->size = 0;
+  if (!is_due(answers)) return true;
   if (cut_after >= 0 && answers->size >= (size_t)cut_after) {
     give(connection->client, answers, (size_t)cut_after);
     cut_after = -1;
@@ -343,6 +380,7 @@ static bool give_answers(struct connection *connection) {
 
 /* One turn for one connection. False: it is over. */
 static bool serve(struct connection *connection, short client_events, short server_events) {
+  half_close(connection);
   if (client_events && !receive(connection->client, &connection->requests, &request_bytes)) return false;
   if (server_events) {
     struct stream fresh = {.data = connection->answers.data + connection->answers.size};
@@ -355,10 +393,11 @@ static bool serve(struct connection *connection, short client_events, short serv
       return false;
     }
   }
-  if (connection->mode == SILENT) {
+  if (connection->mode == SILENT || is_shut(connection, false)) {
     connection->requests.size = 0;
   } else if (wants_server(connection->mode)) {
-    if (!keeps_requests(connection->mode) && !give(connection->server, &connection->requests, BUFFER_SIZE))
+    if (!keeps_requests(connection->mode) && is_due(&connection->requests) &&
+        !give(connection->server, &connection->requests, BUFFER_SIZE))
       return false;
   } else {
     play_server(connection);
@@ -380,6 +419,7 @@ static bool set_mode(const char *text, bool now) {
       if (wants_server(connections[i].mode)) connections[i].greeted = true; /* by the real server */
       connections[i].mode = new_mode;
       connections[i].argument = argument;
+      half_close(&connections[i]);
     }
     return true;
   }
@@ -393,6 +433,8 @@ static void command(char *line) {
     close_all(true);
   } else if (sscanf(line, "cut-after %ld", &cut_after) == 1 || sscanf(line, "corrupt-after %ld", &corrupt_after) == 1) {
     /* done by sscanf */
+  } else if (sscanf(line, "delay %d", &delay) == 1) {
+    /* as well */
   } else if (strcmp(line, "connections") == 0) {
     printf("%lu\n", accepted);
     return;
@@ -438,14 +480,17 @@ static bool read_commands(void) {
 static void turn(void) {
   struct pollfd polls[2 + 2 * CONNECTIONS_MAX] = {{.fd = 0, .events = POLLIN}, {.fd = listener, .events = POLLIN}};
   size_t count = connection_count;
+  int limit = -1; /* what waits for its time is looked at every 2 ms */
   for (size_t i = 0; i < count; i++) {
     struct connection *connection = &connections[i];
-    bool may_give = !keeps_answers(connection->mode) && connection->answers.size > 0;
-    bool may_ask = !keeps_requests(connection->mode) && connection->requests.size > 0 && connection->server >= 0;
+    bool may_give = !keeps_answers(connection->mode) && connection->answers.size > 0 && connection->answers.due == 0;
+    bool may_ask = !keeps_requests(connection->mode) && connection->requests.size > 0 && connection->server >= 0 &&
+                   connection->requests.due == 0;
+    if (connection->answers.due > 0 || connection->requests.due > 0) limit = 2;
     polls[2 + 2 * i] = (struct pollfd){.fd = connection->client, .events = (short)(POLLIN | (may_give ? POLLOUT : 0))};
     polls[3 + 2 * i] = (struct pollfd){.fd = connection->server, .events = (short)(POLLIN | (may_ask ? POLLOUT : 0))};
   }
-  if (poll(polls, 2 + 2 * count, -1) < 0) return;
+  if (poll(polls, 2 + 2 * count, limit) < 0) return;
   /* From the end: closing one moves the last into its place. */
   for (size_t i = count; i-- > 0;)
     if (!serve(&connections[i], polls[2 + 2 * i].revents & (POLLIN | POLLHUP | POLLERR),

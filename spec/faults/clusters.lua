@@ -1,0 +1,212 @@
+--- Clusters of three for the fault suite, a proxy before each member; local: a folder.
+--
+--    local cluster = clusters.start("etcd")
+--    cluster:url()            through the proxies;  cluster:direct_url() past them
+--    cluster.members          servers of spec/support/servers.lua;  cluster.proxies  one for each
+--    cluster:leader()         the number of the member that leads, or nil
+--    cluster:leftovers()      what is on the servers and belongs to locks, leases or sessions, as texts
+--    cluster:version()        of the server
+--    cluster:heal()           all runs and is reachable again;  cluster:stop()
+local kv = require("kv")
+local native = require("spec.native")
+local proxies = require("spec.support.proxy")
+local servers = require("spec.support.servers")
+local util = require("spec.support.util")
+
+local clusters = {}
+
+local Cluster = {}
+Cluster.__index = Cluster
+
+local COUNT = 3
+
+-- ------------------------------------------------------------------ what differs
+
+-- scheme; start() -> members; leads(member); leftovers(cluster) -> texts; settle: seconds after which nothing of a
+-- client that was killed may be left, given its TTL.
+local backends = {}
+
+local function lines_with(text, pattern, list)
+  for line in text:gmatch("[^\r\n]+") do
+    if line:find(pattern) then list[#list + 1] = line end
+  end
+  return list
+end
+
+local etcd = {scheme = "etcd", watch_compaction = true}
+backends.etcd = etcd
+
+function etcd.start()
+  return servers.cluster(COUNT, {arguments = {"--unsafe-no-fsync", "--snapshot-count", "2000"}})
+end
+
+function etcd.leads(member)
+  local text = member:try_ctl("endpoint", "status", "-w", "json", "--command-timeout", "1s") or ""
+  local me, leader = text:match('"member_id":(%d+)'), text:match('"leader":(%d+)')
+  return me ~= nil and me == leader
+end
+
+function etcd.leftovers(cluster)
+  local member = cluster.members[1]
+  local list = lines_with(member:ctl("get", "", "--prefix", "--keys-only"), "%.kv/", {})
+  return lines_with(member:ctl("lease", "list"), "^%x+$", list)
+end
+
+function etcd.version() return assert(servers.run{"etcd", "--version"}):match("etcd Version: (%S+)") end
+function etcd.settle(ttl) return ttl * 2 + 5 end
+
+--- Forget the history, as operators do every hour.
+function etcd.compact(member)
+  local text = member:try_ctl("get", "any", "-w", "json", "--command-timeout", "1s")
+  local revision = text and text:match('"revision":(%d+)')
+  return revision and member:try_ctl("compact", revision, "--command-timeout", "1s") ~= nil
+end
+
+local consul = {scheme = "consul"}
+backends.consul = consul
+
+-- The body of an answer.
+local function http(member, path)
+  local answer = native.exchange(member.port, ("GET %s HTTP/1.0\r\nHost: kv\r\n\r\n"):format(path), 2) or ""
+  return answer:match("\r\n\r\n(.*)$") or ""
+end
+
+function consul.start() return servers.consul_cluster(COUNT) end
+
+function consul.leads(member)
+  return http(member, "/v1/status/leader"):find(":" .. member.server_port, 1, true) ~= nil
+end
+
+function consul.leftovers(cluster)
+  local member, list = cluster.members[1], {}
+  local function add(path, pattern)
+    for found in http(member, path):gmatch(pattern) do list[#list + 1] = found end
+  end
+  add("/v1/session/list?consistent", '"(ID":%s*"[^"]+)"')
+  add("/v1/kv/.kv/?keys&consistent", '"([^"]+)"')
+  return list
+end
+
+function consul.version()
+  return assert(servers.run{servers.consul_program(), "version"}):match("Consul (%S+)")
+end
+-- The server lets go of a session after up to twice its TTL, and of its locks after a delay of 15 s.
+function consul.settle(ttl) return ttl * 2 + 15 + 5 end
+
+local zookeeper = {scheme = "zk"}
+backends.zookeeper = zookeeper
+
+function zookeeper.start() return servers.zookeeper_cluster(COUNT) end
+function zookeeper.leads(member) return member:mode() == "leader" end
+
+function zookeeper.leftovers(cluster)
+  local leader = cluster.members[assert(cluster:leader(), "nobody leads")]
+  return lines_with(leader:ask("dump"), "^%s+/", {}) -- paths of ephemeral nodes
+end
+
+function zookeeper.version(cluster)
+  return cluster.members[1]:ask("srvr"):match("Zookeeper version: ([%d.]+)")
+end
+function zookeeper.settle(ttl) return ttl * 2 + 5 end
+
+-- ------------------------------------------------------------------ what does not
+
+function Cluster:url(rest)
+  if not self.backend then return "local:" .. self.folder .. (rest or "") end
+  local hosts = {}
+  for i, proxy in ipairs(self.proxies) do hosts[i] = "127.0.0.1:" .. proxy.port end
+  return self.backend.scheme .. "://" .. table.concat(hosts, ",") .. (rest or "/torture")
+end
+
+function Cluster:direct_url(rest)
+  if not self.backend then return self:url(rest) end
+  local hosts = {}
+  for i, member in ipairs(self.members) do hosts[i] = "127.0.0.1:" .. member.port end
+  return self.backend.scheme .. "://" .. table.concat(hosts, ",") .. (rest or "/torture")
+end
+
+function Cluster:leader()
+  for i, member in ipairs(self.members) do
+    if not member.is_paused and member.process:running() and self.backend.leads(member) then return i end
+  end
+end
+
+function Cluster:leftovers()
+  if self.backend then return self.backend.leftovers(self) end
+  local list = {}
+  for name in require("lfs").dir(self.folder .. "/owners") do
+    if name:sub(1, 1) ~= "." then list[#list + 1] = "owners/" .. name end
+  end
+  return list
+end
+
+function Cluster:version()
+  if self.backend then return self.backend.version(self) end
+  local store = assert(kv.open(self:url()))
+  assert(store:ping())
+  local version = store:info().server_version
+  store:close()
+  return version
+end
+
+--- After so many seconds nothing of a client that was killed may be left.
+function Cluster:settle_seconds(ttl)
+  return self.backend and self.backend.settle(ttl) or 5
+end
+
+function Cluster:pause(i)
+  self.members[i]:pause()
+  self.members[i].is_paused = true
+end
+
+function Cluster:resume(i)
+  self.members[i]:resume()
+  self.members[i].is_paused = nil
+end
+
+function Cluster:kill(i)
+  self.members[i]:kill()
+  self.members[i].is_paused = nil
+end
+
+--- Start it again, if it does not run, without waiting for it.
+function Cluster:launch(i)
+  if not self.members[i].process:running() then self.members[i]:launch() end
+end
+
+function Cluster:tell_proxies(command, which)
+  for i, proxy in ipairs(self.proxies) do
+    if not which or which == i then proxy:tell(command) end
+  end
+end
+
+function Cluster:heal()
+  for i, member in ipairs(self.members) do
+    if member.is_paused then self:resume(i) end
+    self:launch(i)
+  end
+  self:tell_proxies("listen")
+  self:tell_proxies("now pass")
+  for _, member in ipairs(self.members) do assert(member:wait_healthy()) end
+end
+
+function Cluster:stop()
+  for _, proxy in ipairs(self.proxies) do proxy:stop() end
+  for _, member in ipairs(self.members) do member:stop() end
+  if self.folder then util.remove(self.folder) end
+end
+
+--- @tparam string name "etcd", "consul", "zookeeper" or "local"
+function clusters.start(name)
+  local self = setmetatable({name = name, backend = backends[name], members = {}, proxies = {}}, Cluster)
+  if not self.backend then
+    assert(name == "local", "there is no backend " .. name)
+    self.folder = util.folder()
+    return self
+  end
+  self.members = self.backend.start()
+  for i, member in ipairs(self.members) do self.proxies[i] = proxies.start(member.port) end
+  return self
+end
+
+return clusters

@@ -1,0 +1,178 @@
+--- What the histories say about locks, elections and semaphores. The operations are
+--
+--    acquire NAME [LIMIT]     ok TOKEN            LIMIT holders at a time; 1 without it
+--    guard NAME TOKEN         ok REVISION         a write under the guard of the hold with this token
+--    release NAME TOKEN       ok
+--    note held NAME TOKEN TIME                    held() was true, and TIME was before it was asked
+--
+-- and what must hold, worst first:
+--  1. the guarded resource never accepts an older holder: in the order of its revisions tokens do not fall, and no
+--     guarded write begins after a younger holder was told that the lock is his, and is accepted;
+--  2. intervals in which held() was seen to be true do not overlap (more than LIMIT at once);
+--  3. tokens are different, and larger for whoever began to acquire after another one had.
+local lock_check = {}
+
+-- With which codes each may fail under any fault.
+local FAILURES = {
+  acquire = {timeout = true, closed = true},
+  guard = {modified = true, not_held = true, lost = true, unavailable = true, timeout = true, closed = true},
+  release = {lost = true, not_held = true, unavailable = true, timeout = true, closed = true},
+}
+
+local function name_of(hold)
+  return ("%s with token %.0f [%.6f, %.6f]"):format(hold.worker, hold.token, hold.from, hold.to)
+end
+
+local function lock_of(locks, name)
+  local lock = locks[name]
+  if not lock then
+    lock = {name = name, limit = 1, holds = {}, by_token = {}, guarded = {}}
+    locks[name] = lock
+  end
+  return lock
+end
+
+local readers = {}
+
+-- When it was told it was held already: so surely at op.ret only if held() says so, and never before op.call.
+function readers.acquire(lock, op, problems)
+  lock.limit = tonumber(op.args[2]) or 1
+  if op.outcome ~= "ok" then return end
+  local token = assert(tonumber(op.result[1]))
+  local hold = {worker = op.worker, token = token, call = op.call, told = op.ret, from = op.ret, to = op.ret}
+  local other = lock.by_token[token]
+  if other then
+    problems[#problems + 1] = ("lock %s: the same token twice: %s, %s"):format(lock.name, name_of(other), name_of(hold))
+  end
+  lock.by_token[token] = hold
+  lock.holds[#lock.holds + 1] = hold
+end
+
+function readers.guard(lock, op)
+  if op.outcome ~= "ok" then return end
+  lock.guarded[#lock.guarded + 1] = {worker = op.worker, token = assert(tonumber(op.args[2])), call = op.call,
+    revision = assert(tonumber(op.result[1]))}
+end
+
+local function read(operations, notes, problems)
+  local locks = {}
+  for _, op in ipairs(operations) do
+    if readers[op.kind] then readers[op.kind](lock_of(locks, op.args[1]), op, problems) end
+  end
+  for _, note in ipairs(notes) do
+    if note.kind == "held" then
+      local hold = lock_of(locks, note.args[1]).by_token[tonumber(note.args[2])]
+      -- From the end of the first such call to the beginning of the last one it was held without a gap.
+      if hold and hold.worker == note.worker then
+        local before = tonumber(note.args[3])
+        if not hold.seen then hold.from = note.time end
+        hold.seen = true
+        hold.to = math.max(hold.to, before)
+      end
+    end
+  end
+  return locks
+end
+
+local function check_resource(lock, problems)
+  table.sort(lock.guarded, function(a, b) return a.revision < b.revision end)
+  local highest
+  for _, write in ipairs(lock.guarded) do
+    if highest and write.token < highest.token then
+      problems[#problems + 1] = ("lock %s: the resource accepted token %.0f of %s (revision %.0f) after %.0f of %s")
+        :format(lock.name, write.token, write.worker, write.revision, highest.token, highest.worker)
+    else
+      highest = write
+    end
+  end
+  -- By time: who was told before this write began?
+  local holds, at = {}, 0
+  for i, hold in ipairs(lock.holds) do holds[i] = hold end
+  table.sort(holds, function(a, b) return a.told < b.told end)
+  table.sort(lock.guarded, function(a, b) return a.call < b.call end)
+  local youngest
+  for _, write in ipairs(lock.guarded) do
+    while holds[at + 1] and holds[at + 1].told < write.call do
+      at = at + 1
+      if not youngest or holds[at].token > youngest.token then youngest = holds[at] end
+    end
+    if youngest and write.token < youngest.token then
+      problems[#problems + 1] = ("lock %s: a write with token %.0f of %s, begun at %.6f, was accepted after %s held it")
+        :format(lock.name, write.token, write.worker, write.call, name_of(youngest))
+    end
+  end
+end
+
+local function check_intervals(lock, problems)
+  local events = {}
+  for _, hold in ipairs(lock.holds) do
+    if hold.seen and hold.to > hold.from then
+      events[#events + 1] = {time = hold.from, hold = hold, begin = true}
+      events[#events + 1] = {time = hold.to, hold = hold}
+    end
+  end
+  table.sort(events, function(a, b)
+    if a.time ~= b.time then return a.time < b.time end
+    return not a.begin and b.begin or false
+  end)
+  local inside, count = {}, 0
+  for _, event in ipairs(events) do
+    if event.begin then
+      inside[event.hold] = true
+      count = count + 1
+      if count > lock.limit then
+        local names = {}
+        for hold in pairs(inside) do names[#names + 1] = name_of(hold) end
+        problems[#problems + 1] = ("lock %s: %d holders at once where %d may be: %s"):format(lock.name, count,
+          lock.limit, table.concat(names, "; "))
+      end
+    else
+      inside[event.hold] = nil
+      count = count - 1
+    end
+  end
+end
+
+-- Who began after another one was told must have a larger token. With several permits at a time as well.
+local function check_tokens(lock, problems)
+  local by_call, by_told = {}, {}
+  for i, hold in ipairs(lock.holds) do by_call[i], by_told[i] = hold, hold end
+  table.sort(by_call, function(a, b) return a.call < b.call end)
+  table.sort(by_told, function(a, b) return a.told < b.told end)
+  local at, highest = 0, nil
+  for _, hold in ipairs(by_call) do
+    while by_told[at + 1] and by_told[at + 1].told < hold.call do
+      at = at + 1
+      if not highest or by_told[at].token > highest.token then highest = by_told[at] end
+    end
+    if highest and hold.token <= highest.token then
+      problems[#problems + 1] = ("lock %s: the token did not rise: %s after %s"):format(lock.name, name_of(hold),
+        name_of(highest))
+    end
+  end
+end
+
+--- @return problems (texts), counts {locks, holds, guarded, refused}
+function lock_check.check(operations, notes)
+  local problems, counts = {}, {locks = 0, holds = 0, guarded = 0, refused = 0}
+  for _, lock in pairs(read(operations, notes, problems)) do
+    counts.locks = counts.locks + 1
+    counts.holds = counts.holds + #lock.holds
+    counts.guarded = counts.guarded + #lock.guarded
+    if lock.limit == 1 then check_resource(lock, problems) end
+    check_intervals(lock, problems)
+    check_tokens(lock, problems)
+  end
+  for _, op in ipairs(operations) do
+    if FAILURES[op.kind] and op.outcome == "fail" then
+      if op.kind == "guard" then counts.refused = counts.refused + 1 end
+      if not FAILURES[op.kind][op.result[1]] then
+        problems[#problems + 1] = ("%s %s %s failed with %s: %s"):format(op.worker, op.kind, op.args[1],
+          tostring(op.result[1]), tostring(op.result[2]))
+      end
+    end
+  end
+  return problems, counts
+end
+
+return lock_check

@@ -1,0 +1,41 @@
+--- Runs the fault suite from a shell: lua spec/faults/run.lua BACKEND [--seconds N] [--seed N] [--keep] [--quiet]
+--   [--judge FOLDER]      only look at histories that were kept
+-- Exit status 1 when something is wrong. scripts/run-torture runs it for each backend.
+local lfs = require("lfs")
+local torture = require("spec.faults.torture")
+local util = require("spec.support.util")
+
+local options = {backend = arg[1], seconds = 60, seed = os.time() % 100000}
+local i = 2
+while arg[i] do
+  local name = arg[i]:match("^%-%-(%w+)$") or error("what is " .. arg[i] .. "?")
+  if name == "keep" or name == "quiet" then
+    options[name] = true
+  else
+    options[name] = tonumber(arg[i + 1]) or arg[i + 1]
+    i = i + 1
+  end
+  i = i + 1
+end
+
+local report
+if options.judge then
+  local files = {}
+  for name in lfs.dir(options.judge) do
+    if name:find("%.log$") then files[#files + 1] = options.judge .. "/" .. name end
+  end
+  report = {problems = {}, backend = options.backend, seed = 0, seconds = 0, folder = options.judge}
+  report.counts = torture.judge(files, options, report.problems)
+else
+  if not options.quiet then options.tell = function(text) io.stderr:write(text, "\n") end end
+  report = torture.run(options)
+  if #report.problems > 0 or options.keep then
+    -- The end of this program removes its temporary folders.
+    local kept = (os.getenv("KV_BUILD") or "build") .. ("/torture/%s-%d"):format(report.backend, report.seed)
+    os.execute(("rm -rf '%s' && mkdir -p '%s' && cp -r '%s/.' '%s'"):format(kept, kept, report.folder, kept))
+    util.remove(report.folder)
+    report.folder = kept
+  end
+end
+io.write(torture.text(report), "\n")
+os.exit(#report.problems == 0 and 0 or 1, true)
