@@ -87,6 +87,12 @@ void kv_backend_release(struct kv_backend *backend) {
   free(backend);
 }
 
+/* May the reactor be lent to callers while this one is at work? */
+static bool may_move(const struct kv_backend *backend) {
+  uint32_t needed = backend->config.scheme->tls ? KV_CAN_MOVE : KV_CAN_MOVE | KV_CAN_MOVE_PLAIN;
+  return (backend->driver->capabilities & needed) != 0;
+}
+
 kv_code kv_backend_start(struct kv_backend *backend, kv_error *error) {
   kv_code code = KV_OK;
   pthread_mutex_lock(&backend->lock);
@@ -96,7 +102,7 @@ kv_code kv_backend_start(struct kv_backend *backend, kv_error *error) {
     code = kv_reactor_retain(error);
     if (code == KV_OK) {
       backend->started = true;
-      if (!(backend->driver->capabilities & KV_CAN_MOVE)) kv_reactor_bind(1);
+      if (!may_move(backend)) kv_reactor_bind(1);
       kv_backend_retain(backend); /* the reactor's, until kv_backend_closed() */
     }
   }
@@ -163,7 +169,7 @@ void kv_backend_close_view(struct kv_close_request *request) {
 static void finish_close(struct kv_task *task) {
   struct kv_backend *backend = task->data;
   kv_timer_stop(&backend->direct_timer);
-  if (!(backend->driver->capabilities & KV_CAN_MOVE)) kv_reactor_bind(-1);
+  if (!may_move(backend)) kv_reactor_bind(-1);
   mark_closed(backend);
   kv_backend_release(backend);
   kv_reactor_release();

@@ -67,6 +67,8 @@ enum kv_capability {
   /* "The reactor thread" may be whichever thread runs the reactor at the moment: one at a time, but a user's own, with
    * signals not blocked. So: no thread-local state, and no write that may raise SIGPIPE. */
   KV_CAN_MOVE = 1 << 18,
+  /* The same, but only for schemes without TLS: the library that does TLS writes in a way that may raise SIGPIPE. */
+  KV_CAN_MOVE_PLAIN = 1 << 19,
 };
 
 struct kv_scheme {

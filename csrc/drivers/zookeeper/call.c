@@ -55,6 +55,7 @@ void zk_call_start(struct zk_call *call, void (*run)(struct zk_call *call)) {
   call->run = run;
   if (session->state == ZK_READY) {
     zk_list_move(&session->running, &call->node);
+    zk_link_cork(session, true);
     run(call);
   } else if (session->state == ZK_GONE || session->state == ZK_CLOSING) {
     zk_finish(call, session->role >= ZK_LEASE ? KV_LOST : KV_CLOSED, "the session was ended");
@@ -81,6 +82,7 @@ void zk_calls_fail(struct zk_session *session, kv_code code, const char *problem
   snprintf(text, sizeof text, "%s", problem);
   zk_list_init(&batch);
   while (!zk_list_empty(&session->waiting)) zk_list_move(&batch, session->waiting.next);
+  while (!zk_list_empty(&session->held)) zk_list_move(&batch, session->held.next);
   while (!zk_list_empty(&batch)) {
     struct zk_call *call = zk_of(struct zk_call, node, batch.next);
     zk_list_remove(&call->node);

@@ -13,6 +13,8 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -105,6 +107,18 @@ void zk_link_interest(struct zk_session *session) {
   kv_zk->timer_set(&session->wake, kv_zk->now() + wait + ZK_SECOND / 1000);
 }
 
+/*
+ * The library sends each request in two pieces, and each would be a packet of its own. So packets are held back while
+ * a turn makes requests. The kernel lets go of them by itself after 200 ms, should the turn take that long.
+ */
+void zk_link_cork(struct zk_session *session, bool on) {
+  struct zk_link *link = &session->link;
+  int value = on;
+  if (link->corked == on || link->relay || link->io.fd < 0) return;
+  link->corked = on;
+  setsockopt(link->io.fd, IPPROTO_TCP, TCP_CORK, &value, sizeof value);
+}
+
 /* ------------------------------------------------------------------ events */
 
 /* The goodbye went out: whatever comes, until the server closes. */
@@ -125,6 +139,7 @@ static void link_ready(struct kv_io *io, unsigned events) {
   int wanted = 0;
   if (events & KV_IO_READ) wanted |= ZOOKEEPER_READ;
   if (events & KV_IO_WRITE) wanted |= ZOOKEEPER_WRITE;
+  zk_link_cork(session, true);
   int result = zookeeper_process(session->handle, wanted);
   for (int i = 0; i < MESSAGES_A_TURN && result == ZOK && (events & KV_IO_READ); i++)
     result = zookeeper_process(session->handle, ZOOKEEPER_READ);
@@ -143,6 +158,7 @@ void zk_link_drop(struct zk_session *session) {
     close(link->io.fd);
   }
   link->io.fd = link->library = -1;
+  link->corked = false;
   zk_relay_free(link->relay);
   link->relay = NULL;
 }
@@ -160,6 +176,7 @@ bool zk_link_say_goodbye(struct zk_session *session) {
   /* length, number, kind: in network order */
   static const unsigned char goodbye[12] = {0, 0, 0, 8, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xf5};
   struct zk_link *link = &session->link;
+  zk_link_cork(session, false);
   if (link->io.fd < 0 || (link->io.events & KV_IO_WRITE)) return false; /* the library holds back half a message */
   ssize_t sent = send(link->io.fd, goodbye, sizeof goodbye, MSG_DONTWAIT | MSG_NOSIGNAL);
   if (sent != (ssize_t)sizeof goodbye) return false;

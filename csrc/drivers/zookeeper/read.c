@@ -55,6 +55,7 @@ static void got(int result, const char *value, int size, const struct Stat *stat
 }
 
 static void get(struct zk_call *call) {
+  if (!(call->op->flags & KV_FAST) && zk_sync_hold(call)) return;
   if (begin_read(call, !(call->op->flags & KV_FAST)))
     zk_sent(call, zoo_aget(call->session->handle, call->path, 0, got, call));
 }

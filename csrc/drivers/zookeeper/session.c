@@ -19,9 +19,11 @@
 
 #define GOODBYE_SECONDS 1
 #define REFUSALS_MAX 3
+#define SYNCS_AT_ONCE 2
 #define NOWHERE "127.0.0.1:1" /* see link.c */
 
 static void service(struct kv_task *task);
+static void run_held(struct zk_session *session);
 
 static void wake_fired(struct kv_timer *timer) {
   zk_wake(timer->data);
@@ -48,6 +50,7 @@ struct zk_session *zk_session_new(struct zk *zk, enum zk_role role, double ttl) 
   zk_list_init(&session->node);
   zk_list_init(&session->waiting);
   zk_list_init(&session->running);
+  zk_list_init(&session->held);
   zk_list_move(&zk->sessions, &session->node);
   return session;
 }
@@ -176,6 +179,8 @@ static void lost(struct zk_session *session, const char *problem) {
   zk_link_drop(session);
   session->state = ZK_DOWN;
   flush(session);
+  session->syncs = 0;
+  while (!zk_list_empty(&session->held)) zk_list_move(&session->waiting, session->held.next);
   if (was_linking) {
     kv_zk->endpoint_failed(session->zk->backend, session->link.address);
     bool is_refused = session->established && ++session->refusals >= REFUSALS_MAX;
@@ -317,7 +322,9 @@ static void destroy(struct zk_session *session) {
 
 static void service(struct kv_task *task) {
   struct zk_session *session = task->data;
+  if (session->state == ZK_READY && !zk_list_empty(&session->held)) run_held(session);
   session->synced = session->awake = false;
+  zk_link_cork(session, false);
   if (session->state == ZK_LINKING || session->state == ZK_READY) {
     if (session->condemned) zk_link_cut(session);
     zk_session_check(session);
@@ -336,15 +343,42 @@ static void synced(int result, const char *value, const void *data) {
   struct zk_session *session = (struct zk_session *)(uintptr_t)data;
   (void)value;
   session->sync_result = result;
+  if (session->syncs) session->syncs--;
+  if (!zk_list_empty(&session->held)) zk_wake(session);
 }
 
 /* One for all reads of a turn: they were all asked for before it was sent. */
 bool zk_sync(struct zk_session *session) {
   if (session->synced) return true;
+  zk_link_cork(session, true);
   if (zoo_async(session->handle, "/", synced, session) != ZOK) return false;
   session->synced = true;
+  session->syncs++;
   zk_wake(session);
   return true;
+}
+
+/*
+ * When many read at once, a sync for each handful of them would be half of the server's work. So no more than a few
+ * are in flight; reads that come meanwhile share the next one. They would not be answered before it anyway.
+ */
+bool zk_sync_hold(struct zk_call *call) {
+  struct zk_session *session = call->session;
+  if (session->synced || session->syncs < SYNCS_AT_ONCE) return false;
+  zk_list_move(&session->held, &call->node);
+  return true;
+}
+
+static void run_held(struct zk_session *session) {
+  struct zk_list batch;
+  if (session->syncs >= SYNCS_AT_ONCE) return;
+  zk_list_init(&batch);
+  while (!zk_list_empty(&session->held)) zk_list_move(&batch, session->held.next);
+  while (!zk_list_empty(&batch)) {
+    struct zk_call *call = zk_of(struct zk_call, node, batch.next);
+    zk_list_remove(&call->node);
+    zk_call_start(call, call->run);
+  }
 }
 
 /* Answers come in order, so that the last sync that was answered is the one that a read stands behind. */

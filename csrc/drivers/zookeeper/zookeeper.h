@@ -1,6 +1,6 @@
 /*
- * zookeeper.h - what the files of the ZooKeeper driver share. Everything runs on the reactor thread: the C client's
- * single-threaded library has static state, so one thread serves all handles.
+ * zookeeper.h - what the files of the ZooKeeper driver share. Everything runs on the reactor thread, or whichever
+ * thread runs the reactor: the C client's single-threaded library has static state, but nothing of a thread's own.
  *
  *   names.c         keys to paths and back, what a node must look like to be a key, access control lists
  *   session.c       one session: a handle of the C client on a connection of ours, its life, expiry and end
@@ -98,6 +98,7 @@ struct zk_link {
   int library;          /* the library's descriptor, or -1 */
   size_t address;
   struct zk_relay *relay; /* TLS, or NULL */
+  bool corked;
 };
 
 struct zk_session {
@@ -127,10 +128,12 @@ struct zk_session {
   struct kv_task service;
   struct zk_list waiting;    /* calls without a connection */
   struct zk_list running;    /* calls with requests in flight */
+  struct zk_list held;       /* reads that wait for an earlier sync to be answered */
   size_t calls;              /* that name it */
   size_t watch_bytes;        /* of paths watched here */
   size_t places;             /* leases that live on it */
   bool synced;               /* a sync was sent in this turn */
+  unsigned syncs;            /* in flight */
   int sync_result;           /* of the last one answered */
   uint64_t generation;       /* counts handles: watches of an older one are dead */
   char problem[300];
@@ -222,6 +225,8 @@ bool zk_session_lasts(const struct zk_session *session);
 void zk_session_leave(struct zk_session *session);
 /* Before a strong read in the same turn. False: it could not be sent. */
 bool zk_sync(struct zk_session *session);
+/* Would one more sync be one too many in flight? Then the call is held back, and runs when one was answered. */
+bool zk_sync_hold(struct zk_call *call);
 /* What a read's answer is worth that stands behind a sync, if it is a strong one. */
 int zk_behind_sync(const struct zk_call *call, bool strong, int result);
 
@@ -230,6 +235,7 @@ struct zk_relay *zk_relay_new(struct zk_session *session, int fd, int *library, 
 void zk_relay_free(struct zk_relay *relay); /* NULL is fine */
 bool zk_link_dial(struct zk_session *session);
 void zk_link_interest(struct zk_session *session); /* ask the library what it waits for */
+void zk_link_cork(struct zk_session *session, bool on); /* what is sent in a turn leaves at its end, together */
 void zk_link_drop(struct zk_session *session);     /* our half; the library has lost or will lose its own */
 void zk_link_cut(struct zk_session *session);      /* the library notices */
 bool zk_link_say_goodbye(struct zk_session *session); /* false: cannot */
