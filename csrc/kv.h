@@ -187,7 +187,7 @@ KV_API const char *kv_store_label(const kv_store *store);
 /* The store's default timeout in seconds. */
 KV_API double kv_store_timeout(const kv_store *store);
 
-/* Is the capability there? Names: txn ttl lock lease watch resume every_version paging. */
+/* Is the capability there? Names: txn ttl lock lease watch resume every_version paging election. */
 KV_API bool kv_store_supports(const kv_store *store, const char *capability);
 
 /* The index-th capability name known at all, or NULL past the last. */
@@ -296,6 +296,9 @@ typedef enum kv_kind {
   KV_LEASE_OPEN,
   KV_LEASE_CLOSE,
   KV_LEASE_WAIT_LOST,
+  KV_CAMPAIGN,
+  KV_RESIGN,
+  KV_LEADER,
   KV_WATCH_READY, /* not an operation: the reply that says a watch has something to look at */
   KV_KIND_COUNT
 } kv_kind;
@@ -498,7 +501,8 @@ KV_API kv_code kv_lock_release(kv_lock *lock, kv_queue *queue, double timeout, u
 /* Reply KV_LOCK_WAIT_LOST: KV_OK when it was lost (the message is the reason), KV_NOT_HELD, KV_TIMEOUT. */
 KV_API kv_code kv_lock_wait_lost(kv_lock *lock, kv_queue *queue, double timeout, uint64_t tag, uint64_t *id,
                                  kv_error *error);
-/* Who holds it: reply KV_QUEUE_HEAD with one pair (value, and the token as revision), or none. */
+/* Who holds it: reply KV_QUEUE_HEAD (KV_LEADER for an election) with one pair (value, and the token as revision), or
+ * none. */
 KV_API kv_code kv_lock_holder(kv_lock *lock, kv_queue *queue, double timeout, uint64_t tag, uint64_t *id,
                               kv_error *error);
 /* Compared with the local deadline at every call; no I/O. */
@@ -510,6 +514,40 @@ KV_API uint64_t kv_lock_token(const kv_lock *lock);
 KV_API double kv_lock_ttl(const kv_lock *lock);
 /* Free the handle. A held lock stays held until its store closes; a waiting acquire is given up. */
 KV_API void kv_lock_free(kv_lock *lock);
+
+/* ------------------------------------------------------------------ elections */
+
+/*
+ * An election is a lock whose holder everybody can see: he is the leader, and his value is read with one request and
+ * watched. It is a kv_lock of its own kind, in a name space of its own (election "a" and lock "a" do not hinder each
+ * other). What is said of locks holds: the order of candidates, the token, the local deadline, the states. Of the
+ * functions above these are for elections too: kv_lock_wait_lost, kv_lock_held (does this handle lead?),
+ * kv_lock_get_state, kv_lock_token, kv_lock_ttl, kv_lock_free, kv_txn_guard, and kv_lock_holder: the leader.
+ *
+ * KV_UNSUPPORTED on backends without kv_store_supports(store, "election"): they need transactions. Names are some bytes
+ * shorter than a key's (KV_INVALID tells). options->value does not count.
+ */
+KV_API kv_lock *kv_election_new(kv_store *store, const kv_lock_options *options, kv_error *error);
+
+/*
+ * Get in line to lead with this value. As kv_lock_acquire(), with a KV_CAMPAIGN reply: KV_OK comes when it leads and its
+ * value is what everybody reads.
+ */
+KV_API kv_code kv_election_campaign(kv_lock *election, kv_queue *queue, kv_slice value, double timeout, uint64_t tag,
+                                    uint64_t *id, kv_error *error);
+/* Let the next candidate lead. As kv_lock_release(), with a KV_RESIGN reply. Nobody reads our value any more before the
+ * next one can lead. */
+KV_API kv_code kv_election_resign(kv_lock *election, kv_queue *queue, double timeout, uint64_t tag, uint64_t *id,
+                                  kv_error *error);
+/*
+ * Watch who leads: a KV_EVENT_PUT for each leader, the present one first (`initial`), and a KV_EVENT_DELETE when nobody
+ * does. The value of a put is taken apart by kv_leader_read(); keys are the library's own. Changes may be joined where
+ * kv_store_supports(store, "every_version") is false. All other promises are those of kv_watch_open().
+ */
+KV_API kv_code kv_election_observe(kv_lock *election, kv_queue *queue, uint64_t tag, kv_watch **watch, kv_error *error);
+/* What an observer's event says of a leader: his token, and his value in the memory of `record`. False: somebody else
+ * has written there. */
+KV_API bool kv_leader_read(kv_slice record, uint64_t *token, kv_slice *value);
 
 #ifdef __cplusplus
 }

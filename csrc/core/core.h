@@ -202,6 +202,8 @@ struct kv_step {
   uint32_t limit;
   struct kv_lease_ref *lease;
   struct kv_place *place;
+  const struct kv_part *parts; /* KV_TXN, which is repeated after a definite failure only */
+  size_t part_count;
   int64_t deadline;  /* KV_NEVER: none */
   void (*done)(struct kv_step *step, kv_code code, const char *message, struct kv_result *result);
   void *data;
@@ -223,9 +225,10 @@ struct kv_recipe {
   void (*start)(struct kv_op *op, void *subject);  /* reactor thread */
   void (*cancel)(struct kv_op *op, void *subject); /* reactor thread; the waiter was answered, finish() is still owed */
 };
-/* timeout: negative waits for ever. `name` is what messages call the subject. subject must stay valid until finish. */
+/* timeout: negative waits for ever. `name` is what messages call the subject; `value` is copied, and is op->value. subject
+ * must stay valid until finish. */
 kv_code kv_recipe_submit(kv_store *store, kv_queue *queue, const struct kv_recipe *recipe, void *subject, kv_kind kind,
-                         kv_slice name, double timeout, uint64_t tag, uint64_t *id, kv_error *error);
+                         kv_slice name, kv_slice value, double timeout, uint64_t tag, uint64_t *id, kv_error *error);
 void *kv_op_subject(const struct kv_op *op);
 void kv_op_finish(struct kv_op *op, kv_code code, const char *format, ...) KV_PRINTF(3, 4);
 /* Add a pair to the op's answer as is (no prefix is cut). */

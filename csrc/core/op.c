@@ -601,6 +601,8 @@ void kv_step_start(struct kv_backend *backend, struct kv_step *step) {
   op->pub.limit = step->limit;
   op->pub.lease = step->lease;
   op->pub.place = step->place;
+  op->pub.parts = step->parts;
+  op->pub.part_count = step->part_count;
   op->pub.deadline = step->deadline;
   op->task.data = op;
   op->deadline_timer.fire = deadline_passed;
@@ -622,17 +624,19 @@ void kv_step_cancel(struct kv_step *step) {
 /* ------------------------------------------------------------------ requests to recipes */
 
 kv_code kv_recipe_submit(kv_store *store, kv_queue *queue, const struct kv_recipe *recipe, void *subject, kv_kind kind,
-                         kv_slice name, double timeout, uint64_t tag, uint64_t *id, kv_error *error) {
+                         kv_slice name, kv_slice value, double timeout, uint64_t tag, uint64_t *id, kv_error *error) {
   kv_code code = kv_store_ready(store, error);
   if (code != KV_OK) return code;
   char *room = NULL;
-  struct kv_core_op *op = kv_core_op_new(store->backend, kind, name.size + 1, &room);
+  struct kv_core_op *op = kv_core_op_new(store->backend, kind, name.size + value.size + 1, &room);
   if (!op || !(op->reply = calloc(1, sizeof *op->reply))) {
     if (op) kv_core_op_free(op);
     return kv_fail(error, KV_FAILED, "out of memory");
   }
   if (name.size) memcpy(room, name.data, name.size);
+  if (value.size) memcpy(room + name.size, value.data, value.size);
   op->name = (kv_slice){room, name.size};
+  op->pub.value = (kv_slice){room + name.size, value.size};
   op->has_name = name.size > 0;
   op->recipe = recipe;
   op->subject = subject;

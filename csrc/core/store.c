@@ -141,6 +141,7 @@ static const struct {
     {"txn", KV_CAN_TXN},       {"ttl", KV_CAN_TTL},       {"lock", KV_CAN_LOCK},
     {"lease", KV_CAN_LEASE},   {"watch", KV_CAN_WATCH},   {"resume", KV_CAN_RESUME},
     {"every_version", KV_CAN_EVERY_VERSION}, {"paging", KV_CAN_PAGING},
+    {"election", KV_CAN_LOCK | KV_CAN_TXN | KV_CAN_LEASE | KV_CAN_WATCH},
 };
 
 #define CAPABILITY_COUNT (sizeof capabilities / sizeof *capabilities)
@@ -152,7 +153,7 @@ const char *kv_capability_name(size_t index) {
 bool kv_store_supports(const kv_store *store, const char *capability) {
   for (size_t i = 0; i < CAPABILITY_COUNT; i++)
     if (strcmp(capabilities[i].name, capability) == 0)
-      return (store->backend->driver->capabilities & capabilities[i].bit) != 0;
+      return (store->backend->driver->capabilities & capabilities[i].bit) == capabilities[i].bit;
   return false;
 }
 

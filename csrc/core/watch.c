@@ -45,6 +45,7 @@ struct kv_watch {
   uint64_t view;
   uint16_t strip;
   bool no_initial, resume, previous;
+  bool own;                  /* on a key of the library's own */
 
   /* reactor only */
   struct kv_watch *next, **link;
@@ -166,7 +167,7 @@ static void end(struct kv_watch *watch, kv_code code, const char *message) {
 
 static bool concerns(const struct kv_watch *watch, kv_slice key) {
   kv_slice own = watch->feed.key;
-  if (!kv_key_is_canonical(key) || kv_key_is_own(key)) return false;
+  if (!kv_key_is_canonical(key) || kv_key_is_own(key) != watch->own) return false;
   if (!watch->feed.tree) return key.size == own.size && memcmp(key.data, own.data, own.size) == 0;
   if (!own.size) return true;
   return key.size > own.size + 1 && key.data[own.size] == '/' && memcmp(key.data, own.data, own.size) == 0;
@@ -678,13 +679,9 @@ static kv_code check(kv_store *store, const kv_watch_options *options, char *key
   return code == KV_OK ? kv_store_ready(store, error) : code;
 }
 
-kv_code kv_watch_open(kv_store *store, kv_queue *queue, const kv_watch_options *options, uint64_t tag,
-                      kv_watch **out, kv_error *error) {
-  char key[KV_KEY_MAX];
-  size_t size = 0;
-  *out = NULL;
-  kv_code code = check(store, options, key, &size, error);
-  if (code != KV_OK) return code;
+/* `key`: the full one. */
+static kv_code open_watch(kv_store *store, kv_queue *queue, const kv_watch_options *options, const char *key,
+                          size_t size, uint64_t tag, kv_watch **out, kv_error *error) {
   struct kv_watch *watch = calloc(1, sizeof *watch);
   char *own_key = malloc(size + 1);
   if (!watch || !own_key) {
@@ -701,7 +698,8 @@ kv_code kv_watch_open(kv_store *store, kv_queue *queue, const kv_watch_options *
   watch->resume = options->resume;
   watch->after = options->after;
   watch->previous = options->previous;
-  watch->strip = (uint16_t)(store->prefix_size ? store->prefix_size + 1 : 0);
+  watch->own = kv_key_is_own(watch->feed.key);
+  watch->strip = (uint16_t)(store->prefix_size && !watch->own ? store->prefix_size + 1 : 0);
   watch->view = store->view;
   watch->queue = queue;
   watch->fork_count = kv_fork_count();
@@ -721,6 +719,24 @@ kv_code kv_watch_open(kv_store *store, kv_queue *queue, const kv_watch_options *
   *out = watch;
   kv_post(&watch->task);
   return KV_OK;
+}
+
+kv_code kv_watch_open(kv_store *store, kv_queue *queue, const kv_watch_options *options, uint64_t tag,
+                      kv_watch **out, kv_error *error) {
+  char key[KV_KEY_MAX];
+  size_t size = 0;
+  *out = NULL;
+  kv_code code = check(store, options, key, &size, error);
+  return code == KV_OK ? open_watch(store, queue, options, key, size, tag, out, error) : code;
+}
+
+kv_code kv_watch_open_own(kv_store *store, kv_queue *queue, kv_slice key, uint64_t tag, kv_watch **out,
+                          kv_error *error) {
+  const kv_watch_options options = {.key = key};
+  *out = NULL;
+  if (kv_store_closed(store)) return kv_fail(error, KV_CLOSED, "watch on %s: the store was closed", store->label);
+  kv_code code = kv_store_ready(store, error);
+  return code == KV_OK ? open_watch(store, queue, &options, key.data, key.size, tag, out, error) : code;
 }
 
 static bool inherited(const kv_watch *watch) {

@@ -14,6 +14,10 @@ void kv_feed_end(struct kv_feed *feed, uint64_t revision);
 void kv_feed_connected(struct kv_feed *feed, bool connected);
 void kv_feed_lost(struct kv_feed *feed, kv_code code, const char *format, ...) KV_PRINTF(3, 4);
 
+/* Watch one key of the library's own, by its full name. As kv_watch_open() with the key alone in its options. */
+kv_code kv_watch_open_own(kv_store *store, kv_queue *queue, kv_slice key, uint64_t tag, kv_watch **out,
+                          kv_error *error);
+
 /* End the watches of one view, or all (0), with KV_CLOSED. Reactor. */
 void kv_watches_close_view(struct kv_backend *backend, uint64_t view);
 

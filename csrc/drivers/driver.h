@@ -115,6 +115,8 @@ struct kv_lease_ref {
   char text[64];    /* the driver's own name of it (Consul: session id) */
   bool session;     /* the store's own lease, for KV_KEEP_ALIVE */
   bool for_lock;    /* serves one place in a lock queue, not keys */
+  /* for_lock, and beside the place one key is put under it (who leads an election): it must go with the lease too */
+  bool with_key;
 };
 
 #define KV_PLACE_ID_MAX 32

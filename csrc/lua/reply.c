@@ -7,9 +7,9 @@
  *   delete         boolean: it was there
  *   list           page (taken apart by page_append()), revision, more
  *   transaction    revision, and for each put, in their order, when its key's life began
- *   lock acquire   token
+ *   lock acquire   token; campaign too
  *   wait_lost      reason
- *   queue head     value, token; nil when nobody holds it
+ *   queue head     value, token; nil when nobody holds it. Find leader too
  *   watch ready    nothing
  *   others         true
  * On failure: nil, message, code, and for a transaction that met a failing check its index (from 1) where it is known.
@@ -65,7 +65,8 @@ static int push_success(lua_State *L, struct kvl_state *state) {
   kv_reply *reply = state->current;
   switch (kv_reply_kind(reply)) {
     case KV_GET: return push_pair(L, reply, true);
-    case KV_QUEUE_HEAD: return push_pair(L, reply, false);
+    case KV_QUEUE_HEAD:
+    case KV_LEADER: return push_pair(L, reply, false);
     case KV_LIST: return push_page(L, state);
     case KV_PUT:
       kvl_push_integer(L, kv_reply_revision(reply));
@@ -73,7 +74,8 @@ static int push_success(lua_State *L, struct kvl_state *state) {
       return 2;
     case KV_DELETE: lua_pushboolean(L, kv_reply_found(reply)); return 1;
     case KV_TXN: return push_written(L, reply);
-    case KV_LOCK_ACQUIRE: kvl_push_integer(L, kv_reply_revision(reply)); return 1;
+    case KV_LOCK_ACQUIRE:
+    case KV_CAMPAIGN: kvl_push_integer(L, kv_reply_revision(reply)); return 1;
     case KV_LOCK_WAIT_LOST:
     case KV_LEASE_WAIT_LOST: lua_pushstring(L, kv_reply_message(reply)); return 1;
     case KV_WATCH_READY: return 0;

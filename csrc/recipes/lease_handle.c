@@ -119,7 +119,7 @@ kv_code kv_lease_open(kv_store *store, kv_queue *queue, double ttl, double timeo
   lease->view = store->view;
   lease->backend = store->backend;
   kv_backend_retain(lease->backend);
-  code = kv_recipe_submit(store, queue, &open_recipe, lease, KV_LEASE_OPEN, KV_TEXT(""),
+  code = kv_recipe_submit(store, queue, &open_recipe, lease, KV_LEASE_OPEN, KV_TEXT(""), KV_TEXT(""),
                           request_timeout(store, timeout), tag, id, error);
   if (code == KV_OK) {
     *lease_out = lease;
@@ -150,7 +150,7 @@ double kv_lease_ttl(const kv_lease *lease) {
 static kv_code submit(kv_lease *lease, kv_queue *queue, const struct kv_recipe *recipe, kv_kind kind, double timeout,
                       uint64_t tag, uint64_t *id, kv_error *error) {
   if (inherited(lease)) return kv_fail(error, KV_CLOSED, "%s: opened by the parent process", kv_kind_text(kind));
-  return kv_recipe_submit(lease->store, queue, recipe, lease, kind, KV_TEXT(""), timeout, tag, id, error);
+  return kv_recipe_submit(lease->store, queue, recipe, lease, kind, KV_TEXT(""), KV_TEXT(""), timeout, tag, id, error);
 }
 
 static bool is_held(const kv_lease *lease) {

@@ -5,6 +5,9 @@
  *                          |__________|__________|__________|__________|
  *                                               LEAVING -> FREE
  *
+ * An election has one phase more on each way: CLAIMING -> ANNOUNCING -> HELD, in which the new leader's key is written
+ * on the condition that its entry stands, and HELD -> RETRACTING -> LEAVING, in which it is removed again.
+ *
  * next_phase() alone decides where an event leads; arrive() does what must be true at once (what other threads see,
  * answers, the lease's use); act() starts the one step that a phase is about.
  *
@@ -29,13 +32,17 @@ static void step_done(struct kv_step *step, kv_code code, const char *message, s
 /* ------------------------------------------------------------------ entries */
 
 static struct kv_entry *entry_new(const struct kv_lock *lock) {
-  struct kv_entry *entry = calloc(1, sizeof *entry + lock->name.size + lock->value.size + 1);
+  /* Who campaigns says each time with what. */
+  kv_slice value = lock->leader.size && lock->acquire.op ? lock->acquire.op->value : lock->value;
+  struct kv_entry *entry = calloc(1, sizeof *entry + lock->name.size + KV_TOKEN_TEXT + value.size + 1);
   if (!entry) return NULL;
+  char *leader = entry->text + lock->name.size;
   atomic_init(&entry->references, 1);
   memcpy(entry->text, lock->name.data, lock->name.size);
-  if (lock->value.size) memcpy(entry->text + lock->name.size, lock->value.data, lock->value.size);
+  if (value.size) memcpy(leader + KV_TOKEN_TEXT, value.data, value.size);
   entry->pub.name = (kv_slice){entry->text, lock->name.size};
-  entry->pub.value = (kv_slice){entry->text + lock->name.size, lock->value.size};
+  entry->leader = (kv_slice){leader, KV_TOKEN_TEXT + value.size};
+  entry->pub.value = (kv_slice){leader + KV_TOKEN_TEXT, value.size};
   snprintf(entry->pub.id, sizeof entry->pub.id, "%016llx%016llx", (unsigned long long)kv_random(),
            (unsigned long long)kv_random());
   entry->pub.lease = &lock->lease->ref;
@@ -104,10 +111,12 @@ static void lease_changed(struct kv_lease *lease, enum kv_lease_news news, kv_co
 
 /* One that another lock left, or a new one. */
 static bool make_lease(struct kv_lock *lock) {
-  struct kv_lease *lease = kv_spare_take(lock->recipes, lock->ttl);
+  bool with_key = lock->leader.size > 0;
+  struct kv_lease *lease = kv_spare_take(lock->recipes, lock->ttl, with_key);
   if (!lease) lease = kv_lease_make(lock->backend, lock->ttl);
   if (!lease) return false;
   lease->ref.for_lock = true;
+  lease->ref.with_key = with_key;
   lease->owner = lock;
   lease->changed = lease_changed;
   lock->lease = lease;
@@ -119,11 +128,12 @@ static bool make_lease(struct kv_lock *lock) {
 static kv_lock_state shown_state(const struct kv_lock *lock) {
   switch (lock->phase) {
     case LOCK_GRANTING: case LOCK_JOINING: case LOCK_LOOKING: case LOCK_WAITING: case LOCK_CLAIMING:
+    case LOCK_ANNOUNCING:
       return KV_LOCK_WAITING;
     case LOCK_HELD: return KV_LOCK_HOLDING;
     case LOCK_SUSPENDED: return KV_LOCK_SUSPENDED;
     case LOCK_LOST: return KV_LOCK_LOST;
-    case LOCK_LEAVING: return lock->acquire.op ? KV_LOCK_WAITING : KV_LOCK_FREE;
+    case LOCK_RETRACTING: case LOCK_LEAVING: return lock->acquire.op ? KV_LOCK_WAITING : KV_LOCK_FREE;
     case LOCK_FREE: case LOCK_STAY: break;
   }
   return KV_LOCK_FREE;
@@ -182,9 +192,16 @@ static enum kv_lock_phase blocked(struct kv_lock *lock, enum kv_lock_phase next)
   return LOCK_LEAVING;
 }
 
+/* It is first in line; an election is won when everybody can see it. */
 static enum kv_lock_phase taken(struct kv_lock *lock) {
   if (!lock->lease || !kv_lease_usable(lock->lease)) return restart(lock);
+  if (lock->leader.size && lock->phase != LOCK_ANNOUNCING) return LOCK_ANNOUNCING;
   return lock->lease->phase == LEASE_SUSPENDED ? LOCK_SUSPENDED : LOCK_HELD;
+}
+
+/* The way out of a phase in which the leader's key may be there. */
+static enum kv_lock_phase on_the_way_out(const struct kv_lock *lock) {
+  return lock->leader.size ? LOCK_RETRACTING : LOCK_LEAVING;
 }
 
 static enum kv_lock_phase not_first(struct kv_lock *lock, const struct kv_result *result) {
@@ -224,6 +241,32 @@ static enum kv_lock_phase after_queue_step(struct kv_lock *lock, const struct kv
     case LOCK_WAITING: return LOCK_CLAIMING; /* which reads again, strongly */
     default: return result->found ? taken(lock) : not_first(lock, result);
   }
+}
+
+static enum kv_lock_phase after_announce(struct kv_lock *lock, const struct kv_outcome *outcome) {
+  if (outcome->code == KV_OK) {
+    lock->failures = 0;
+    lock->problem[0] = '\0';
+    return taken(lock);
+  }
+  lock->doubtful = true; /* also when it is refused now, it may have been done by an earlier try */
+  remember(lock, outcome->code, outcome->message);
+  if (outcome->code == KV_MODIFIED || outcome->code == KV_LOST) return restart(lock);
+  if (kv_code_passes(outcome->code)) {
+    rest_after_failure(lock);
+    return LOCK_ANNOUNCING;
+  }
+  kv_asked_answer(&lock->acquire, outcome->code, "%s", outcome->message);
+  return LOCK_RETRACTING;
+}
+
+static enum kv_lock_phase after_retract(struct kv_lock *lock, const struct kv_outcome *outcome) {
+  if (outcome->code == KV_OK) return LOCK_LEAVING;
+  lock->doubtful = true; /* then it goes with the lease */
+  if (!kv_code_passes(outcome->code) || !lock->lease || !kv_lease_usable(lock->lease)) return LOCK_LEAVING;
+  remember(lock, outcome->code, outcome->message);
+  rest_after_failure(lock);
+  return LOCK_RETRACTING;
 }
 
 static enum kv_lock_phase left(const struct kv_lock *lock) {
@@ -276,11 +319,22 @@ static enum kv_lock_phase next_phase(struct kv_lock *lock, enum kv_lock_event ev
       if (event == LOCK_PAUSE_OVER) return lock->phase;
       if (event == LOCK_LEASE_ENDED) return restart(lock);
       return event == LOCK_GIVE_UP || event == LOCK_CLOSE ? LOCK_LEAVING : LOCK_STAY;
+    case LOCK_ANNOUNCING:
+      if (event == LOCK_STEP_DONE) return after_announce(lock, outcome);
+      if (event == LOCK_PAUSE_OVER) return LOCK_ANNOUNCING;
+      if (event == LOCK_LEASE_ENDED) return restart(lock);
+      if (event != LOCK_GIVE_UP && event != LOCK_CLOSE) return LOCK_STAY;
+      lock->doubtful = true;
+      return LOCK_RETRACTING;
     case LOCK_HELD: case LOCK_SUSPENDED:
       if (event == LOCK_LEASE_RENEWED) return LOCK_HELD;
       if (event == LOCK_LEASE_FAILING) return LOCK_SUSPENDED;
       if (event == LOCK_LEASE_ENDED) return LOCK_LOST;
-      return event == LOCK_RELEASE || event == LOCK_CLOSE ? LOCK_LEAVING : LOCK_STAY;
+      return event == LOCK_RELEASE || event == LOCK_CLOSE ? on_the_way_out(lock) : LOCK_STAY;
+    case LOCK_RETRACTING:
+      if (event == LOCK_STEP_DONE) return after_retract(lock, outcome);
+      if (event == LOCK_PAUSE_OVER) return LOCK_RETRACTING;
+      return event == LOCK_LEASE_ENDED ? LOCK_LEAVING : LOCK_STAY;
     case LOCK_LEAVING:
       if (event == LOCK_STEP_DONE) return after_leave(lock, outcome);
       if (event == LOCK_PAUSE_OVER) return LOCK_LEAVING;
@@ -342,7 +396,7 @@ static void arrive(struct kv_lock *lock, enum kv_lock_phase before, const struct
     case LOCK_JOINING:
       if (before == LOCK_GRANTING) kv_lease_set_use(lock->lease, LEASE_USED);
       break;
-    case LOCK_LEAVING:
+    case LOCK_RETRACTING: case LOCK_LEAVING:
       if (!lock->lease) break;
       kv_lease_set_place(lock->lease, NULL);
       kv_lease_set_use(lock->lease, LEASE_RESTING);
@@ -358,9 +412,10 @@ static void change(struct kv_lock *lock, enum kv_lock_phase next, const struct k
   enum kv_lock_phase before = lock->phase;
   lock->phase = next;
   kv_timer_stop(&lock->pause);
-  if (next != before && next == LOCK_LEAVING) lock->failures = 0;
+  bool leaves = next != before && (next == LOCK_RETRACTING || next == LOCK_LEAVING);
   bool begins = before == LOCK_FREE || before == LOCK_LOST;
-  if (begins || (next == LOCK_LEAVING && before != LOCK_LEAVING)) lock->not_before = 0; /* rests of something else */
+  if (leaves) lock->failures = 0;
+  if (begins || leaves) lock->not_before = 0; /* rests of something else */
   arrive(lock, before, outcome);
   if (lock->phase == LOCK_FREE || lock->phase == LOCK_LOST) {
     reap_later(lock);
@@ -391,6 +446,18 @@ static void start(struct kv_lock *lock, kv_kind kind, int64_t deadline) {
   if (lock->recipes->over) return;
   lock->step = (struct kv_step){.kind = kind, .place = &lock->entry->pub, .lease = lock->entry->pub.lease,
                                 .deadline = deadline, .done = step_done, .data = lock};
+  lock->entry_in_step = lock->entry;
+  kv_place_retain(&lock->entry->pub);
+  lock->busy = true;
+  kv_recipes_step(lock->recipes, &lock->step);
+}
+
+/* The leader's key, under the condition that our entry stands. */
+static void start_txn(struct kv_lock *lock, void (*make_parts)(struct kv_lock *lock), int64_t deadline) {
+  if (lock->recipes->over) return;
+  make_parts(lock);
+  lock->step = (struct kv_step){.kind = KV_TXN, .parts = lock->parts, .part_count = 2, .deadline = deadline,
+                                .done = step_done, .data = lock};
   lock->entry_in_step = lock->entry;
   kv_place_retain(&lock->entry->pub);
   lock->busy = true;
@@ -441,6 +508,15 @@ static int64_t leave_deadline(const struct kv_lock *lock) {
   return end < at ? end : at;
 }
 
+static void retract(struct kv_lock *lock) {
+  if (lock->lease && lock->entry) {
+    start_txn(lock, kv_election_retract_parts, leave_deadline(lock));
+    return;
+  }
+  struct kv_outcome outcome = {.code = KV_LOST, .message = "it is gone"};
+  kv_lock_event(lock, LOCK_LEASE_ENDED, &outcome);
+}
+
 static void leave(struct kv_lock *lock) {
   if (lock->lease && lock->entry) {
     start(lock, KV_QUEUE_LEAVE, leave_deadline(lock));
@@ -461,6 +537,8 @@ static void act(struct kv_lock *lock) {
     case LOCK_LOOKING: start(lock, KV_QUEUE_AHEAD, acquire_deadline(lock)); break;
     case LOCK_WAITING: start(lock, KV_QUEUE_WAIT, KV_NEVER); break;
     case LOCK_CLAIMING: start(lock, KV_QUEUE_CLAIM, acquire_deadline(lock)); break;
+    case LOCK_ANNOUNCING: start_txn(lock, kv_election_announce_parts, acquire_deadline(lock)); break;
+    case LOCK_RETRACTING: retract(lock); break;
     case LOCK_LEAVING: leave(lock); break;
     default: break;
   }

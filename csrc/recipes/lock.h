@@ -1,6 +1,6 @@
 /*
- * lock.h - a lock handle and its machine, shared by lock.c (the machine, reactor thread) and lock_handle.c (the
- * functions of kv.h, users' threads).
+ * lock.h - a lock handle and its machine, shared by lock.c (the machine, reactor thread), lock_handle.c (the functions
+ * of kv.h, users' threads) and election.c (what elections add to both).
  */
 #ifndef KV_RECIPES_LOCK_H
 #define KV_RECIPES_LOCK_H
@@ -12,8 +12,11 @@
 struct kv_entry {
   struct kv_place pub; /* first: drivers see this part */
   atomic_uint references;
-  char text[];         /* name and value */
+  kv_slice leader;     /* an election: what its leader's key says, once the token is known */
+  char text[];         /* name, room for a token, value */
 };
+
+#define KV_TOKEN_TEXT 16 /* bytes before the value in a leader's key: its token, in hex */
 
 enum kv_lock_phase {
   LOCK_FREE,
@@ -22,8 +25,10 @@ enum kv_lock_phase {
   LOCK_LOOKING,   /* who is ahead of us? */
   LOCK_WAITING,   /* until that one is gone */
   LOCK_CLAIMING,  /* verifying that we are first */
+  LOCK_ANNOUNCING, /* an election: writing the leader's key */
   LOCK_HELD,
   LOCK_SUSPENDED, /* held, but the renewal fails */
+  LOCK_RETRACTING, /* an election: removing that key */
   LOCK_LEAVING,   /* removing our entry */
   LOCK_LOST,
   LOCK_STAY       /* no phase: an event that changes nothing */
@@ -57,7 +62,9 @@ struct kv_lock {
   struct kv_backend *backend;  /* counted */
   unsigned fork_count;
   double ttl;                  /* asked for */
-  kv_slice name, shown, value; /* with the store's prefix; as the user says it. Owned, in one block */
+  /* With the store's prefix, as drivers get it; as the user says it. Owned, with the next one, in one block */
+  kv_slice name, shown, value;
+  kv_slice leader;             /* an election: the key that shows its leader. Else empty */
   /* Any thread. */
   atomic_int state;               /* kv_lock_state */
   atomic_int_fast64_t deadline;   /* held until then; 0: not held */
@@ -81,6 +88,7 @@ struct kv_lock {
   struct kv_entry *entry_in_step;
   struct kv_lease *lease;         /* counted */
   struct kv_step step;
+  struct kv_part parts[2];        /* of a step that announces or retracts */
   struct kv_timer pause;
   struct kv_asked acquire, release;
   struct kv_op *lost_waiters;
@@ -96,5 +104,27 @@ void kv_lock_event(struct kv_lock *lock, enum kv_lock_event event, const struct 
 void kv_lock_orphan(struct kv_lock *lock);
 void kv_lock_destroy(struct kv_lock *lock); /* the memory */
 bool kv_lock_is_held(const struct kv_lock *lock); /* by the local deadline. Any thread */
+
+/* ------------------------------------------------------------------ lock_handle.c, for elections */
+
+/* What a handle is for: the noun of its messages, and the part of the library's own area where its queue lies ("" for
+ * locks, whose names are those of keys). */
+struct kv_lock_use {
+  const char *noun;
+  const char *area;
+};
+struct kv_lock *kv_lock_make(kv_store *store, const kv_lock_options *options, const struct kv_lock_use *use,
+                             kv_slice leader, kv_error *error);
+bool kv_lock_inherited(const struct kv_lock *lock);
+kv_code kv_lock_submit(struct kv_lock *lock, kv_queue *queue, const struct kv_recipe *recipe, kv_kind kind,
+                       kv_slice value, double timeout, uint64_t tag, uint64_t *id, kv_error *error);
+double kv_lock_timeout(const struct kv_lock *lock, double timeout); /* the store's where none is given */
+extern const struct kv_recipe kv_lock_acquire_recipe, kv_lock_try_recipe, kv_lock_release_recipe;
+
+/* ------------------------------------------------------------------ election.c */
+
+/* The two steps: of lock->entry, in lock->parts. */
+void kv_election_announce_parts(struct kv_lock *lock);
+void kv_election_retract_parts(struct kv_lock *lock);
 
 #endif

@@ -15,50 +15,67 @@
 
 #include "../core/page.h"
 
-static bool inherited(const kv_lock *lock) {
+bool kv_lock_inherited(const kv_lock *lock) {
   return lock->fork_count != kv_fork_count();
 }
 
 /* ------------------------------------------------------------------ making and freeing */
 
-static kv_code check_options(const kv_store *store, const kv_lock_options *options, kv_error *error) {
+static kv_code check_options(const kv_store *store, const kv_lock_options *options, const char *noun,
+                             kv_error *error) {
   const struct kv_driver *driver = store->backend->driver;
   const char *label = kv_store_label(store);
   int size = options->name.size > 160 ? 160 : (int)options->name.size;
   const char *name = options->name.data ? options->name.data : "";
   if (!(driver->capabilities & KV_CAN_LOCK))
-    return kv_fail(error, KV_UNSUPPORTED, "lock \"%.*s\" on %s: this backend has none", size, name, label);
+    return kv_fail(error, KV_UNSUPPORTED, "%s \"%.*s\" on %s: this backend has none", noun, size, name, label);
   if (options->interop)
     return kv_fail(error, KV_UNSUPPORTED, "lock \"%.*s\" on %s: interop \"%.40s\" is not there in this version", size,
                    name, label, options->interop);
   if (isnan(options->ttl) || isinf(options->ttl))
-    return kv_fail(error, KV_INVALID, "lock \"%.*s\" on %s: the ttl must be a number of seconds", size, name, label);
+    return kv_fail(error, KV_INVALID, "%s \"%.*s\" on %s: the ttl must be a number of seconds", noun, size, name,
+                   label);
   if (driver->limits.value_max && options->value.size > driver->limits.value_max)
-    return kv_fail(error, KV_TOO_LARGE, "lock \"%.*s\" on %s: the value has %zu bytes, at most %zu are allowed", size,
-                   name, label, options->value.size, driver->limits.value_max);
+    return kv_fail(error, KV_TOO_LARGE, "%s \"%.*s\" on %s: the value has %zu bytes, at most %zu are allowed", noun,
+                   size, name, label, options->value.size, driver->limits.value_max);
   return KV_OK;
 }
 
-/* Name with prefix, and value, in one block that lock->name owns. */
-static bool copy_texts(kv_lock *lock, const char *name, size_t size, size_t prefix_size, kv_slice value) {
-  char *room = malloc(size + value.size + 1);
+/* The name with area and prefix, the value, and the leader's key, in one block that lock->name owns. */
+static bool copy_texts(kv_lock *lock, const char *area, kv_slice name, size_t prefix_size, kv_slice value,
+                       kv_slice leader) {
+  size_t area_size = strlen(area), cut = area_size + (prefix_size ? prefix_size + 1 : 0);
+  size_t size = area_size + name.size;
+  char *room = malloc(size + value.size + leader.size + 1);
   if (!room) return false;
-  memcpy(room, name, size);
+  memcpy(room, area, area_size);
+  memcpy(room + area_size, name.data, name.size);
   if (value.size) memcpy(room + size, value.data, value.size);
-  size_t cut = prefix_size ? prefix_size + 1 : 0;
+  if (leader.size) memcpy(room + size + value.size, leader.data, leader.size);
   lock->name = (kv_slice){room, size};
   lock->shown = (kv_slice){room + cut, size - cut};
   lock->value = (kv_slice){room + size, value.size};
+  lock->leader = (kv_slice){room + size + value.size, leader.size};
   return true;
 }
 
 kv_lock *kv_lock_new(kv_store *store, const kv_lock_options *options, kv_error *error) {
+  static const struct kv_lock_use use = {.noun = "lock", .area = ""};
+  return kv_lock_make(store, options, &use, KV_TEXT(""), error);
+}
+
+kv_lock *kv_lock_make(kv_store *store, const kv_lock_options *options, const struct kv_lock_use *use, kv_slice leader,
+                      kv_error *error) {
   char name[KV_KEY_MAX];
   size_t size = 0;
-  if (kv_store_key(store, "lock", options->name, false, name, &size, error) != KV_OK) return NULL;
-  if (check_options(store, options, error) != KV_OK) return NULL;
+  if (kv_store_key(store, use->noun, options->name, false, name, &size, error) != KV_OK) return NULL;
+  if (check_options(store, options, use->noun, error) != KV_OK) return NULL;
+  if (size + strlen(use->area) > KV_KEY_MAX) {
+    kv_fail(error, KV_INVALID, "%s on %s: its name is too long", use->noun, kv_store_label(store));
+    return NULL;
+  }
   kv_lock *lock = calloc(1, sizeof *lock);
-  if (!lock || !copy_texts(lock, name, size, store->prefix_size, options->value)) {
+  if (!lock || !copy_texts(lock, use->area, (kv_slice){name, size}, store->prefix_size, options->value, leader)) {
     free(lock);
     kv_fail(error, KV_FAILED, "out of memory");
     return NULL;
@@ -87,18 +104,18 @@ static void free_handle(struct kv_handle *handle) {
 }
 
 void kv_lock_free(kv_lock *lock) {
-  if (!lock || inherited(lock)) return; /* what a child inherited is the parent's, its reactor's view of it included */
+  if (!lock || kv_lock_inherited(lock)) return; /* what a child inherited is the parent's, its reactor's view of it included */
   kv_handle_free(lock->backend, &lock->handle, free_handle);
 }
 
 /* ------------------------------------------------------------------ looking at it, any thread */
 
 bool kv_lock_held(const kv_lock *lock) {
-  return !inherited(lock) && !kv_store_closed(lock->store) && kv_lock_is_held(lock);
+  return !kv_lock_inherited(lock) && !kv_store_closed(lock->store) && kv_lock_is_held(lock);
 }
 
 kv_lock_state kv_lock_get_state(const kv_lock *lock) {
-  if (inherited(lock)) return KV_LOCK_FREE;
+  if (kv_lock_inherited(lock)) return KV_LOCK_FREE;
   kv_lock_state state = (kv_lock_state)atomic_load_explicit(&lock->state, memory_order_acquire);
   bool holding = state == KV_LOCK_HOLDING || state == KV_LOCK_SUSPENDED;
   if (!holding || kv_lock_is_held(lock)) return state;
@@ -116,7 +133,7 @@ double kv_lock_ttl(const kv_lock *lock) {
 }
 
 const struct kv_place *kv_lock_place(kv_lock *lock) {
-  if (inherited(lock) || !kv_lock_is_held(lock)) return NULL;
+  if (kv_lock_inherited(lock) || !kv_lock_is_held(lock)) return NULL;
   pthread_mutex_lock(&lock->guard);
   struct kv_entry *entry = lock->held;
   if (entry) kv_place_retain(&entry->pub);
@@ -124,16 +141,21 @@ const struct kv_place *kv_lock_place(kv_lock *lock) {
   return entry ? &entry->pub : NULL;
 }
 
-static kv_code submit(kv_lock *lock, kv_queue *queue, const struct kv_recipe *recipe, kv_kind kind, double timeout,
-                      uint64_t tag, uint64_t *id, kv_error *error) {
-  if (inherited(lock))
+kv_code kv_lock_submit(kv_lock *lock, kv_queue *queue, const struct kv_recipe *recipe, kv_kind kind, kv_slice value,
+                       double timeout, uint64_t tag, uint64_t *id, kv_error *error) {
+  if (kv_lock_inherited(lock))
     return kv_fail(error, KV_CLOSED, "%s \"%.*s\": opened by the parent process", kv_kind_text(kind),
                    (int)lock->shown.size, lock->shown.data);
-  return kv_recipe_submit(lock->store, queue, recipe, lock, kind, lock->shown, timeout, tag, id, error);
+  return kv_recipe_submit(lock->store, queue, recipe, lock, kind, lock->shown, value, timeout, tag, id, error);
 }
 
-static double request_timeout(const kv_lock *lock, double timeout) {
-  return timeout > 0 || inherited(lock) ? timeout : lock->backend->config.timeout;
+static kv_code submit(kv_lock *lock, kv_queue *queue, const struct kv_recipe *recipe, kv_kind kind, double timeout,
+                      uint64_t tag, uint64_t *id, kv_error *error) {
+  return kv_lock_submit(lock, queue, recipe, kind, KV_TEXT(""), timeout, tag, id, error);
+}
+
+double kv_lock_timeout(const kv_lock *lock, double timeout) {
+  return timeout > 0 || kv_lock_inherited(lock) ? timeout : lock->backend->config.timeout;
 }
 
 /* Is the lock in the machine, and has its deadline been looked at? Otherwise op is answered. */
@@ -188,13 +210,13 @@ static void cancel_acquire(struct kv_op *op, void *subject) {
   kv_lock_event(lock, LOCK_GIVE_UP, NULL);
 }
 
-static const struct kv_recipe acquire_recipe = {.start = start_acquire, .cancel = cancel_acquire};
-static const struct kv_recipe try_recipe = {.start = start_try, .cancel = cancel_acquire};
+const struct kv_recipe kv_lock_acquire_recipe = {.start = start_acquire, .cancel = cancel_acquire};
+const struct kv_recipe kv_lock_try_recipe = {.start = start_try, .cancel = cancel_acquire};
 
 kv_code kv_lock_acquire(kv_lock *lock, kv_queue *queue, double timeout, uint64_t tag, uint64_t *id, kv_error *error) {
   bool once = timeout == 0;
-  return submit(lock, queue, once ? &try_recipe : &acquire_recipe, KV_LOCK_ACQUIRE,
-                once ? request_timeout(lock, 0) : timeout, tag, id, error);
+  return submit(lock, queue, once ? &kv_lock_try_recipe : &kv_lock_acquire_recipe, KV_LOCK_ACQUIRE,
+                once ? kv_lock_timeout(lock, 0) : timeout, tag, id, error);
 }
 
 /* ------------------------------------------------------------------ release */
@@ -223,10 +245,10 @@ static void cancel_release(struct kv_op *op, void *subject) {
   if (lock->release.op == op) kv_asked_answer(&lock->release, KV_CANCELLED, NULL);
 }
 
-static const struct kv_recipe release_recipe = {.start = start_release, .cancel = cancel_release};
+const struct kv_recipe kv_lock_release_recipe = {.start = start_release, .cancel = cancel_release};
 
 kv_code kv_lock_release(kv_lock *lock, kv_queue *queue, double timeout, uint64_t tag, uint64_t *id, kv_error *error) {
-  return submit(lock, queue, &release_recipe, KV_LOCK_RELEASE, request_timeout(lock, timeout), tag, id, error);
+  return submit(lock, queue, &kv_lock_release_recipe, KV_LOCK_RELEASE, kv_lock_timeout(lock, timeout), tag, id, error);
 }
 
 /* ------------------------------------------------------------------ waiting for the loss */
@@ -252,28 +274,38 @@ kv_code kv_lock_wait_lost(kv_lock *lock, kv_queue *queue, double timeout, uint64
 
 /* ------------------------------------------------------------------ who holds it */
 
-/* One question, on its own: it needs nothing of the machine, and may outlive the lock. */
+/* One question, on its own: it needs nothing of the machine, and may outlive the lock. Of an election it is the leader's
+ * key that tells. */
 struct kv_holder {
   struct kv_holder *next, **link; /* in recipes->holders */
   struct kv_recipes *recipes;
   struct kv_op *op;               /* NULL once answered */
   struct kv_step step;
   struct kv_place place;
+  bool of_election;
   size_t shown_size;
-  char text[];                    /* the name, with the prefix */
+  char text[];                    /* the name, with the prefix, and the leader's key */
 };
+
+/* The pair that tells who holds it; false: it says nothing. */
+static bool told(const struct kv_holder *holder, const struct kv_result *result, kv_pair *pair) {
+  size_t offset = 0;
+  if (!result->page || !kv_page_next(result->page, &offset, pair)) return false;
+  if (!holder->of_election) return true;
+  kv_slice record = pair->value;
+  return kv_leader_read(record, &pair->revision, &pair->value);
+}
 
 static void answer_holder(struct kv_holder *holder, kv_code code, const char *message, const struct kv_result *result) {
   struct kv_op *op = holder->op;
   kv_pair pair;
-  size_t offset = 0;
   if (!op) return;
   holder->op = NULL;
   if (code != KV_OK) {
     kv_op_finish(op, code, "%s", message);
     return;
   }
-  if (result->page && kv_page_next(result->page, &offset, &pair)) {
+  if (told(holder, result, &pair)) {
     const char *name = holder->text + holder->place.name.size - holder->shown_size;
     if (!kv_op_pair(op, (kv_slice){name, holder->shown_size}, pair.value, pair.revision, pair.created, false)) {
       kv_op_finish(op, KV_FAILED, "out of memory");
@@ -296,12 +328,14 @@ static void holder_found(struct kv_step *step, kv_code code, const char *message
 static void start_holder(struct kv_op *op, void *subject) {
   kv_lock *lock = subject;
   struct kv_recipes *recipes = kv_recipes_of(lock->backend);
-  struct kv_holder *holder = recipes ? calloc(1, sizeof *holder + lock->name.size) : NULL;
+  struct kv_holder *holder = recipes ? calloc(1, sizeof *holder + lock->name.size + lock->leader.size) : NULL;
   if (!holder) {
     kv_op_finish(op, KV_FAILED, "out of memory");
     return;
   }
   memcpy(holder->text, lock->name.data, lock->name.size);
+  if (lock->leader.size) memcpy(holder->text + lock->name.size, lock->leader.data, lock->leader.size);
+  holder->of_election = lock->leader.size > 0;
   holder->shown_size = lock->shown.size;
   holder->place.name = (kv_slice){holder->text, lock->name.size};
   holder->recipes = recipes;
@@ -311,8 +345,14 @@ static void start_holder(struct kv_op *op, void *subject) {
   if (holder->next) holder->next->link = &holder->next;
   holder->link = &recipes->holders;
   recipes->holders = holder;
-  holder->step = (struct kv_step){.kind = KV_QUEUE_HEAD, .place = &holder->place, .deadline = op->deadline,
-                                  .done = holder_found, .data = holder};
+  holder->step = (struct kv_step){.deadline = op->deadline, .done = holder_found, .data = holder};
+  if (holder->of_election) {
+    holder->step.kind = KV_GET;
+    holder->step.key = (kv_slice){holder->text + lock->name.size, lock->leader.size};
+  } else {
+    holder->step.kind = KV_QUEUE_HEAD;
+    holder->step.place = &holder->place;
+  }
   kv_recipes_step(recipes, &holder->step);
 }
 
@@ -327,7 +367,8 @@ static void cancel_holder(struct kv_op *op, void *subject) {
 static const struct kv_recipe holder_recipe = {.start = start_holder, .cancel = cancel_holder};
 
 kv_code kv_lock_holder(kv_lock *lock, kv_queue *queue, double timeout, uint64_t tag, uint64_t *id, kv_error *error) {
-  return submit(lock, queue, &holder_recipe, KV_QUEUE_HEAD, request_timeout(lock, timeout), tag, id, error);
+  kv_kind kind = lock->leader.size ? KV_LEADER : KV_QUEUE_HEAD;
+  return submit(lock, queue, &holder_recipe, kind, kv_lock_timeout(lock, timeout), tag, id, error);
 }
 
 void kv_holders_cancel(struct kv_recipes *recipes) {

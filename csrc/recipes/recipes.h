@@ -160,8 +160,8 @@ bool kv_lease_usable(const struct kv_lease *lease); /* granted, and the deadline
 
 /* Keep a lease whose entry is gone for whoever needs one next; takes over the caller's reference. False: not wanted. */
 bool kv_spare_put(struct kv_recipes *recipes, struct kv_lease *lease);
-/* One that is alive and was asked for with this ttl, with its reference; NULL: there is none. */
-struct kv_lease *kv_spare_take(struct kv_recipes *recipes, double ttl);
+/* One that is alive and was asked for with this ttl and for this use, with its reference; NULL: there is none. */
+struct kv_lease *kv_spare_take(struct kv_recipes *recipes, double ttl, bool with_key);
 
 /* ------------------------------------------------------------------ session.c, expiry.c, lock.c: for closing */
 

@@ -48,12 +48,12 @@ void kv_spares_close(struct kv_recipes *recipes) {
   }
 }
 
-struct kv_lease *kv_spare_take(struct kv_recipes *recipes, double ttl) {
+struct kv_lease *kv_spare_take(struct kv_recipes *recipes, double ttl, bool with_key) {
   double least = recipes->backend->driver->limits.lease_min;
   if (ttl < least) ttl = least;
   for (struct kv_lease *lease = recipes->spares; lease; lease = lease->next_spare) {
     /* What was asked for and what is wanted come from the same number, or are different wishes. */
-    bool same = !(lease->ref.ttl < ttl) && !(lease->ref.ttl > ttl);
+    bool same = !(lease->ref.ttl < ttl) && !(lease->ref.ttl > ttl) && lease->ref.with_key == with_key;
     if (!same || lease->phase != LEASE_ALIVE || !kv_lease_usable(lease)) continue;
     forget(recipes, lease);
     return lease;

@@ -25,11 +25,12 @@ function call.wrong_self(name)
   error(("%s: call it with a colon, on the handle that has it"):format(name), 3)
 end
 
---- Raise unless the optional timeout of a method is a number; nil, message, "invalid" are left to the caller.
+--- Raise (at the caller of the method, or at `level`) unless the optional timeout of a method is a number; nil, message,
+-- "invalid" are left to the caller.
 -- @return what is wrong with its value, or nil
-function call.check_timeout(name, timeout)
+function call.check_timeout(name, timeout, level)
   if timeout == nil then return nil end
-  local wrong = options.check_argument(name, "timeout", "seconds", timeout, 4)
+  local wrong = options.check_argument(name, "timeout", "seconds", timeout, level or 4)
   return wrong
 end
 

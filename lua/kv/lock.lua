@@ -6,6 +6,11 @@ local scheduler = require("kv.scheduler")
 local NAME = "kv.lock"
 local Lock, meta = call.class(NAME)
 
+-- The handles that are locks of the core.
+local IS_LOCK = {[NAME] = true, ["kv.election"] = true}
+
+local lock = {}
+
 local finish = call.finish
 
 -- `timeout` for the core, where a negative number waits for ever.
@@ -37,6 +42,16 @@ local function acquired(self, tag, ...)
   return token, message, code
 end
 
+--- Get in line by ask(handle, timeout, ...), and wait.
+-- @return the token, or nil, message, code
+function lock.wait_for(self, timeout, ask, ...)
+  scheduler.poll()
+  if timeout == nil then timeout = self._timeout end
+  if scheduler.may_vanish() and not self._guard then guard(self) end
+  local token, message, code = acquired(self, ask(self._lock, for_ever(timeout), ...))
+  return token, message, code
+end
+
 --- Get in line, and wait until it is ours.
 -- @tparam[opt] number timeout seconds; without one here or in the lock's options it waits for ever, 0 tries once
 -- @return the lock, now held (lock.token, lock.ttl tell of it), or nil, message, code: "timeout", "held" when this
@@ -46,10 +61,7 @@ function Lock:acquire(timeout, extra)
   if extra ~= nil then error("lock:acquire: too many arguments", 2) end
   local wrong = call.check_timeout("lock:acquire", timeout)
   if wrong then return nil, wrong, "invalid" end
-  scheduler.poll()
-  if timeout == nil then timeout = self._timeout end
-  if scheduler.may_vanish() and not self._guard then guard(self) end
-  local token, message, code = acquired(self, core.lock_acquire(self._lock, for_ever(timeout)))
+  local token, message, code = lock.wait_for(self, timeout, core.lock_acquire)
   if not token then return nil, message, code end
   self.token, self.ttl = token, core.lock_ttl(self._lock)
   return self
@@ -90,6 +102,11 @@ function Lock:wait_lost(timeout, extra)
   if extra ~= nil then error("lock:wait_lost: too many arguments", 2) end
   local wrong = call.check_timeout("lock:wait_lost", timeout)
   if wrong then return nil, wrong, "invalid" end
+  return lock.wait_for_loss(self, timeout)
+end
+
+--- wait_lost() with checked arguments.
+function lock.wait_for_loss(self, timeout)
   scheduler.poll()
   local reason, message, code = finish(core.lock_wait_lost(self._lock, for_ever(timeout)))
   if reason then return reason end
@@ -110,10 +127,15 @@ function Lock:holder(timeout, extra)
   return nil, token, code
 end
 
--- Let go whatever happens to the task: a cancel answers one wait only.
-local function release_surely(self)
+--- Let go whatever happens to the task: a cancel answers one wait only.
+function lock.surely(self, release)
   local done, message, code
-  repeat done, message, code = self:release() until code ~= "cancelled"
+  repeat done, message, code = release(self) until code ~= "cancelled"
+  return done, message, code
+end
+
+local function release_surely(self)
+  local done, message, code = lock.surely(self, self.release)
   return done, message, code
 end
 
@@ -124,8 +146,6 @@ end
 function meta.__tostring(self)
   return ('kv.lock "%s" (%s)'):format(self._name, core.lock_state(self._lock))
 end
-
-local lock = {}
 
 --- A lock of a store, with checked options; nil, message, code.
 function lock.new(store, name, opts)
@@ -158,9 +178,9 @@ function lock.with(store, name, opts, fn, ...)
   return leave(self, scheduler.pcall(fn, self, ...))
 end
 
---- The core's handle of a lock, or nil when `value` is none.
+--- The core's handle of a lock or election, or nil when `value` is none.
 function lock.handle(value)
-  if getmetatable(value) == NAME then return value._lock end
+  if IS_LOCK[getmetatable(value)] then return value._lock end
 end
 
 return lock

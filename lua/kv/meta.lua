@@ -89,6 +89,10 @@
 ---@field timeout? number seconds that acquire() waits; default: for ever
 ---@field interop? "etcd"|"consul"|"kazoo"|"curator"|false the foreign layout to share a lock with; default false
 
+---@class kv.election_options
+---@field ttl? number seconds; default: the store's session_ttl
+---@field timeout? number seconds that campaign() waits; default: for ever
+
 ---@class kv.txn_put_options
 ---@field ttl? number seconds to live
 ---@field keep_alive? boolean
@@ -356,12 +360,12 @@ function Store:lock(name, opts) end
 ---@return any ... what it returned; or nil, message, code: not obtained (it did not run), or "lost" before its end
 function Store:with_lock(name, opts, fn, ...) end
 
----Not there in this version.
+---An election, in which this handle takes no part yet. Election "a" and lock "a" are two things.
 ---@param name string
----@param opts? table
----@return nil
----@return string message
----@return kv.code code "unsupported"
+---@param opts? kv.election_options
+---@return kv.election? election
+---@return string? message
+---@return kv.code? code "unsupported" where there are no transactions
 function Store:election(name, opts) end
 
 ---Not there in this version.
@@ -385,7 +389,7 @@ function Store:ping(timeout) end
 function Store:info() end
 
 ---Can this backend do it?
----@param name "txn"|"ttl"|"lock"|"lease"|"watch"|"resume"|"every_version"|"paging"|string
+---@param name "txn"|"ttl"|"lock"|"election"|"lease"|"watch"|"resume"|"every_version"|"paging"|string
 ---@return boolean
 function Store:supports(name) end
 
@@ -536,6 +540,62 @@ function Lock:wait_lost(timeout) end
 ---@return kv.code? code
 function Lock:holder(timeout) end
 
+---A lock that everybody can see: who holds it is the leader.
+---@class kv.election
+---@field token? integer fencing token of the present or last time it led: larger for every later leader
+---@field ttl number seconds that the server granted; before the first time, what will be asked for
+local Election = {}
+
+---Get in line to lead with this value, and wait until it does: then it is what everybody reads.
+---@param value string
+---@param timeout? number seconds; default: the election's own, else for ever; 0 tries once
+---@return kv.election? election
+---@return string? message
+---@return kv.code? code "timeout"; "held": this handle leads already
+function Election:campaign(value, timeout) end
+
+---Let the next candidate lead. Nobody reads our value any more before he can.
+---@param timeout? number seconds for the answer; default: the store's
+---@return true?
+---@return string? message
+---@return kv.code? code "not_held", "lost"
+function Election:resign(timeout) end
+
+---Does this handle lead, by the local deadline? No I/O.
+---@return boolean
+function Election:is_leader() end
+
+---"suspended": the renewal fails, the deadline lies ahead.
+---@return "free"|"waiting"|"held"|"suspended"|"lost"
+function Election:state() end
+
+---Who leads now? nil when nobody does.
+---@param timeout? number seconds; default: the store's
+---@return {value: string, token: integer}? leader
+---@return string? message
+---@return kv.code? code
+function Election:leader(timeout) end
+
+---Watch who leads. Events: {type="put", key=, value=, token=, revision=, initial=} for each leader, the present one first,
+---and {type="delete", key=, revision=} when nobody leads any more.
+---@return kv.watch? watch
+---@return string? message
+---@return kv.code? code
+function Election:observe() end
+
+---Wait until it does not lead any more.
+---@param timeout? number seconds; default: as long as it takes
+---@return string? reason
+---@return string? message
+---@return kv.code? code "timeout": it still leads; "not_held", also after its own resigning
+function Election:wait_lost(timeout) end
+
+---Resign if it leads. Can be called again.
+---@return true?
+---@return string? message
+---@return kv.code? code
+function Election:close() end
+
 -- ------------------------------------------------------------------ leases
 
 ---@class kv.lease
@@ -583,7 +643,7 @@ function Txn:check(key, previous) end
 function Txn:check_absent(key) end
 
 ---Commit only while this lock is held with its present token.
----@param lock kv.lock
+---@param lock kv.lock|kv.election
 ---@return kv.txn
 function Txn:guard(lock) end
 

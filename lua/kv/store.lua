@@ -5,6 +5,7 @@
 local call = require("kv.call")
 local codec = require("kv.codec")
 local core = require("kv.core")
+local election = require("kv.election")
 local lease = require("kv.lease")
 local listing = require("kv.listing")
 local lock = require("kv.lock")
@@ -465,12 +466,17 @@ function Store:with_lock(name, opts, fn, ...)
   return lock.with(self, name, opts, fn, ...)
 end
 
---- Not there in this version.
--- @return nil, message, "unsupported"
-function Store:election(name)
+--- An election, in which this handle takes no part yet.
+-- @tparam string name
+-- @tparam[opt] table opts ttl (seconds, default session_ttl), timeout (of campaign)
+-- @treturn[1] kv.election
+-- @return[2] nil, message, code
+function Store:election(name, opts, extra)
   if getmetatable(self) ~= NAME then wrong_self("store:election") end
-  wrong_key("store:election", name)
-  return nil, ('store:election "%s": elections are not there in this version'):format(name), "unsupported"
+  wrong_key("store:election", name, extra)
+  local wrong = options.check("store:election", specs.election, opts)
+  if wrong then return nil, wrong, "invalid" end
+  return election.new(self, name, opts)
 end
 
 --- Not there in this version.
@@ -509,7 +515,7 @@ function Store:info()
   return info
 end
 
---- Can this backend do it? "txn", "ttl", "lock", "lease", "watch", "resume", "every_version", "paging".
+--- Can this backend do it? "txn", "ttl", "lock", "election", "lease", "watch", "resume", "every_version", "paging".
 -- @tparam string name
 -- @treturn boolean
 function Store:supports(name, extra)

@@ -25,13 +25,24 @@ local function take_ahead(self)
   return event
 end
 
+-- As the program gets it. Nil: it does not.
+local function shaped(self, event)
+  if self._shape then return self:_shape(event) end
+  local values = self._owner._codec
+  if values then return codec.decode_event(values, event) end
+  return event
+end
+
 -- False when there is nothing now; nil, message, code when the watch has ended.
 local function take(self)
   if self._ahead then return take_ahead(self) end
-  local event, message, code = watch_next(self._watch)
-  local values = self._owner._codec
-  if event and values then return codec.decode_event(values, event) end
-  return event, message, code
+  local event, message, code
+  repeat
+    event, message, code = watch_next(self._watch)
+    if not event then return event, message, code end
+    event = shaped(self, event)
+  until event
+  return event
 end
 
 local function fetch_ahead(self)
@@ -39,10 +50,12 @@ local function fetch_ahead(self)
   while true do
     local event, message, code = watch_next(self._watch)
     if not event then return message, code end
-    if self._owner._codec then codec.decode_event(self._owner._codec, event) end
-    if not self._ahead then self._ahead, self._revision = {first = 1, last = 0}, revision end
-    self._ahead.last = self._ahead.last + 1
-    self._ahead[self._ahead.last] = event
+    event = shaped(self, event)
+    if event then
+      if not self._ahead then self._ahead, self._revision = {first = 1, last = 0}, revision end
+      self._ahead.last = self._ahead.last + 1
+      self._ahead[self._ahead.last] = event
+    end
   end
 end
 
@@ -190,6 +203,15 @@ function watch.open(store, key, tree, opts)
   -- As few fields as can be: there may be ten thousand of these. The others appear when they are needed.
   local self = setmetatable({_watch = handle, _tag = tag, _key = key, _owner = store}, meta)
   if tree then self._tree = true end
+  scheduler.watch(tag, self)
+  return self
+end
+
+--- A watch on something else, of which shape(watch, event) makes what the program gets, or nil for nothing. The last
+-- arguments are the results of the core.
+function watch.adopt(store, name, shape, handle, tag, code)
+  if not handle then return nil, tag, code end
+  local self = setmetatable({_watch = handle, _tag = tag, _key = name, _owner = store, _shape = shape}, meta)
   scheduler.watch(tag, self)
   return self
 end

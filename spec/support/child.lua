@@ -6,7 +6,7 @@ local kv = require("kv")
 local options = {prefix = arg[2]}
 for name, value in (arg[3] or ""):gmatch("([%w_]+)=([^,]*)") do options[name] = tonumber(value) or value end
 local store = assert(kv.open(arg[1], options))
-local lock, watch, lease
+local lock, election, watch, lease
 
 local function show(value, message, code)
   if value == nil and code then return "error " .. code .. " " .. message end
@@ -43,6 +43,15 @@ end
 function commands.release() return show(lock:release()) end
 function commands.held() return tostring(lock:held()) end
 function commands.state() return lock:state() end
+
+function commands.campaign(name, value, ttl, timeout)
+  election = assert(store:election(name, {ttl = tonumber(ttl)}))
+  local got, message, code = election:campaign(value, tonumber(timeout))
+  if not got then return show(nil, message, code) end
+  return ("leads %d"):format(election.token)
+end
+function commands.leads() return tostring(election:is_leader()) end
+function commands.resign() return show(election:resign()) end
 
 function commands.watch(key)
   watch = assert(store:watch(key))

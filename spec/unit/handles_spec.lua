@@ -287,7 +287,6 @@ end)
 describe("what is not built yet", function()
   it("is unsupported, politely", function()
     for _, call in ipairs{
-      function() return store:election("leader") end,
       function() return store:semaphore("pool", 3) end,
       function() return store:lock("door", {interop = "etcd"}) end,
     } do

@@ -35,9 +35,10 @@ describe("annotations", function()
   it("name the methods of every handle", function()
     local store = assert(kv.open("local:"))
     local lock, lease = assert(store:lock("door")), assert(store:lease(10))
+    local election = assert(store:election("boss"))
     local watch, mirror, txn = assert(store:watch("key")), assert(store:mirror("")), store:txn()
     local task = kv.run(function() return kv.spawn(function() end) end)
-    for class, handle in pairs{Store = store, Lock = lock, Lease = lease, Watch = watch, Mirror = mirror, Txn = txn,
+    for class, handle in pairs{Store = store, Lock = lock, Election = election, Lease = lease, Watch = watch, Mirror = mirror, Txn = txn,
       Task = task} do
       assert.same(methods(handle), documented(meta, class, ":"), class)
     end

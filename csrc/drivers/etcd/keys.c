@@ -20,8 +20,9 @@ static void append(struct etcd_key *out, const char *data, size_t size) {
 }
 
 void etcd_key_of(const struct etcd *etcd, kv_slice key, struct etcd_key *out) {
+  bool own = key.size > 4 && memcmp(key.data, ".kv/", 4) == 0;
   out->size = 0;
-  if (etcd->config->leading_slash) append(out, "/", 1);
+  if (etcd->config->leading_slash && !own) append(out, "/", 1);
   append(out, key.data, key.size);
 }
 

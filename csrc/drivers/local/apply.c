@@ -265,7 +265,8 @@ static int check_lease(struct kv_local_batch *batch, struct kv_local_item *item,
   struct kv_local_lease state;
   bool found;
   if (!lease) return 0;
-  int rc = kv_local_lease_find(batch, lease->id, &state, &found);
+  int rc = lease->for_lock ? kv_local_place_find(batch, lease->id, &found)
+                           : kv_local_lease_find(batch, lease->id, &state, &found);
   if (!rc && !found) return kv_local_refuse(item, KV_LOST, "the lease is gone");
   return rc;
 }
@@ -327,7 +328,12 @@ static int delete_tree(struct kv_local_batch *batch, struct kv_local_item *item)
   kv_local_key_data(&from, op->key);
   if (op->key.size) from.bytes[from.size++] = '/';
   rc = mdb_cursor_open(batch->txn, batch->env->dbi, &cursor);
-  while (!rc && !(rc = next_key(cursor, &from, from.size, &key, &record))) {
+  size_t prefix = from.size;
+  while (!rc && !(rc = next_key(cursor, &from, prefix, &key, &record))) {
+    if (prefix == 1 && kv_local_of_library((kv_slice){(const char *)key.bytes + 1, key.size - 1})) { /* the library's own area is nobody's */
+      kv_local_key_data(&from, (kv_slice){LOCAL_BEHIND_OWN, sizeof LOCAL_BEHIND_OWN - 1});
+      continue;
+    }
     if (!found) kv_local_next_revision(batch);
     found = true;
     rc = kv_local_remove(batch, (kv_slice){(const char *)key.bytes + 1, key.size - 1}, &record);

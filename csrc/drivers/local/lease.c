@@ -4,7 +4,7 @@
  * so on time, the first one wins, and the others find nothing.
  *
  * A lease that serves a place in a lock queue is not written here: the place itself holds its time, so that getting in
- * line is one commit.
+ * line is one commit. A key that is put under such a lease lives as long as the place.
  */
 #include <errno.h>
 #include <string.h>
@@ -81,14 +81,19 @@ static int remove_key_of(struct kv_local_batch *batch, uint64_t id, kv_slice key
   return kv_local_remove(batch, key, &record);
 }
 
-/* End a lease with all that goes with it. `lease`: its record, or NULL when only places know of it. */
-static int end_lease(struct kv_local_batch *batch, uint64_t id, const struct kv_local_lease *lease) {
+int kv_local_lease_remove_keys(struct kv_local_batch *batch, uint64_t id) {
   struct kv_local_key ref;
   bool begun = false;
   int rc = 0;
   while (!rc && !(rc = first_attached(batch, id, LOCAL_OF_KEY, &ref)))
     rc = remove_key_of(batch, id, (kv_slice){(char *)ref.bytes, ref.size}, &begun);
-  if (rc == MDB_NOTFOUND) rc = 0;
+  return rc == MDB_NOTFOUND ? 0 : rc;
+}
+
+/* End a lease with all that goes with it. `lease`: its record, or NULL when only places know of it. */
+static int end_lease(struct kv_local_batch *batch, uint64_t id, const struct kv_local_lease *lease) {
+  struct kv_local_key ref;
+  int rc = kv_local_lease_remove_keys(batch, id);
   while (!rc && !(rc = first_attached(batch, id, LOCAL_OF_PLACE, &ref))) {
     kv_slice place = {(char *)ref.bytes, ref.size};
     struct kv_local_key name;

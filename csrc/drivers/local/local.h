@@ -77,6 +77,10 @@ void kv_local_key_place(struct kv_local_key *key, kv_slice name, uint64_t order)
 bool kv_local_begins(const MDB_val *key, const struct kv_local_key *prefix, size_t size);
 uint64_t kv_local_number(const void *big_endian);
 
+/* The library's own keys stand among the others, and are nobody's: what goes over the whole store leaves them out. */
+bool kv_local_of_library(kv_slice key);
+#define LOCAL_BEHIND_OWN ".kv0" /* behind all of ".kv/" */
+
 struct kv_local_record { /* of a user's key */
   uint64_t revision, created;
   int64_t expiry;     /* store time; 0: none */
@@ -388,6 +392,10 @@ int64_t kv_local_next_expiry(MDB_txn *txn, MDB_dbi dbi);
 int kv_local_queue_step(struct kv_local_batch *batch, struct kv_local_item *item);
 /* Remove a place by what follows the first byte of its key. */
 int kv_local_place_remove(struct kv_local_batch *batch, kv_slice ref);
+/* Remove the keys of a lease that serves a place: they go with it. */
+int kv_local_lease_remove_keys(struct kv_local_batch *batch, uint64_t id);
+/* The living place that a lease serves. */
+int kv_local_place_find(struct kv_local_batch *batch, uint64_t lease, bool *found);
 /* Does the entry of `place` stand? */
 int kv_local_guard(struct kv_local_batch *batch, const struct kv_place *place, bool *stands);
 

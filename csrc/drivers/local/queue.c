@@ -42,6 +42,7 @@ int kv_local_place_remove(struct kv_local_batch *batch, kv_slice ref) {
   kv_local_key_attached(&other, lease, LOCAL_OF_PLACE, ref);
   if (!rc) rc = kv_local_delete_raw(batch, &other);
   if (!rc) rc = kv_local_delete_raw(batch, &name);
+  if (!rc) rc = kv_local_lease_remove_keys(batch, lease);
   if (rc) return rc;
   kv_local_next_revision(batch);
   return kv_local_history_add(batch, LOCAL_GONE, (kv_slice){"", 0}, (kv_slice){"", 0},
@@ -258,6 +259,12 @@ static int find_by_lease(struct kv_local_batch *batch, uint64_t lease, struct kv
   if (!rc && *found) rc = read_place(batch, name, entry, found);
   if (!rc && *found && entry->expiry <= batch->moment.now) *found = false;
   return rc;
+}
+
+int kv_local_place_find(struct kv_local_batch *batch, uint64_t lease, bool *found) {
+  struct kv_local_key name;
+  struct kv_local_place entry;
+  return find_by_lease(batch, lease, &name, &entry, found);
 }
 
 static int renew(struct kv_local_batch *batch, struct kv_local_item *item) {

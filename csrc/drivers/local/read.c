@@ -92,6 +92,29 @@ static int64_t moment_now(struct kv_local_moment *moment) {
   return moment->now;
 }
 
+/* A lease without a record of its own: does it serve a living place? */
+static bool serves_place(struct kv_local_moment *moment, uint64_t id) {
+  struct kv_local_key name, place;
+  struct kv_local_place entry;
+  MDB_cursor *cursor;
+  MDB_val value;
+  kv_local_key_attached(&name, id, LOCAL_OF_PLACE, (kv_slice){"", 0});
+  MDB_val key = kv_local_val(&name);
+  if (mdb_cursor_open(moment->txn, moment->env->dbi, &cursor) != 0) return false;
+  bool found = mdb_cursor_get(cursor, &key, &value, MDB_SET_RANGE) == 0 && kv_local_begins(&key, &name, name.size) &&
+               key.mv_size - name.size < sizeof place.bytes;
+  if (found) {
+    place.bytes[0] = LOCAL_QUEUE;
+    place.size = 1 + key.mv_size - name.size;
+    memcpy(place.bytes + 1, (const char *)key.mv_data + name.size, place.size - 1);
+    key = kv_local_val(&place);
+    found = mdb_cursor_get(cursor, &key, &value, MDB_SET) == 0 && kv_local_place_read(&value, &entry) &&
+            kv_local_place_alive(moment, &entry);
+  }
+  mdb_cursor_close(cursor);
+  return found;
+}
+
 static bool lease_alive(struct kv_local_moment *moment, uint64_t id) {
   if (moment->lease == id) return moment->lease_alive;
   struct kv_local_key name;
@@ -99,8 +122,12 @@ static bool lease_alive(struct kv_local_moment *moment, uint64_t id) {
   MDB_val value;
   kv_local_key_lease(&name, id);
   MDB_val key = kv_local_val(&name);
-  bool alive = mdb_get(moment->txn, moment->env->dbi, &key, &value) == 0 && kv_local_lease_read(&value, &lease) &&
-               lease.expiry > moment_now(moment) && kv_local_owner_alive(moment->env, lease.owner);
+  bool alive;
+  if (mdb_get(moment->txn, moment->env->dbi, &key, &value) != 0)
+    alive = serves_place(moment, id);
+  else
+    alive = kv_local_lease_read(&value, &lease) && lease.expiry > moment_now(moment) &&
+            kv_local_owner_alive(moment->env, lease.owner);
   moment->lease = id;
   moment->lease_alive = alive;
   return alive;
@@ -240,6 +267,12 @@ static kv_code list_one(struct listing *listing, int *rc, kv_error *error) {
   struct kv_local_record record;
   struct kv_op *op = listing->op;
   if (!kv_local_record_read(&listing->value, &record)) return fail_damaged(error);
+  if (listing->prefix.size == 1 && kv_local_of_library((kv_slice){(const char *)listing->key.mv_data + 1, listing->key.mv_size - 1})) { /* the library's own area is not listed */
+    struct kv_local_key behind;
+    kv_local_key_data(&behind, (kv_slice){LOCAL_BEHIND_OWN, sizeof LOCAL_BEHIND_OWN - 1});
+    *rc = seek(listing, &behind);
+    return KV_OK;
+  }
   if (kv_local_alive(&listing->moment, &record)) {
     if (page_full(listing)) {
       op->result.more = listing->ended = true;
@@ -284,7 +317,7 @@ static bool unchanged(struct listing *listing, uint64_t revision) {
   int rc = seek(listing, &from);
   for (int i = 0; !rc && i < LOOK_BACK; i++) {
     if (!kv_local_change_read(&listing->key, &listing->value, &change)) return false;
-    bool of_key = change.type == LOCAL_PUT || change.type == LOCAL_DELETE;
+    bool of_key = (change.type == LOCAL_PUT || change.type == LOCAL_DELETE) && !kv_local_of_library(change.key);
     if (of_key && change.key.size >= prefix->size - 1 &&
         memcmp(change.key.data, prefix->bytes + 1, prefix->size - 1) == 0)
       return false;

@@ -49,6 +49,10 @@ MDB_val kv_local_val(struct kv_local_key *key) {
   return (MDB_val){.mv_size = key->size, .mv_data = key->bytes};
 }
 
+bool kv_local_of_library(kv_slice key) {
+  return key.size > 4 && memcmp(key.data, ".kv/", 4) == 0;
+}
+
 void kv_local_key_meta(struct kv_local_key *key, char what) {
   key->size = 0;
   add_byte(key, LOCAL_META);

@@ -2,8 +2,9 @@
  * lease.c - leases.
  *
  * A lease for keys is a session of its own: the server gives it its own time to live, and ends it with all its keys
- * in one step. The leases of locks share one session for each time to live that was asked for, because a server
- * allows one address 60 connections unless it is told otherwise. So what may be left of a lock's lease, its entry in
+ * in one step; that of an election, which has a key beside its entry, too. The leases of locks share one session for
+ * each time to live that was asked for, because a server allows one address 60 connections unless it is told otherwise.
+ * So what may be left of a lock's lease, its entry in
  * a queue, is removed by name when the lease is given up, and the attempt is repeated until the entry is certainly
  * gone, or the session is.
  *
@@ -20,7 +21,7 @@ struct zk_lease {
   struct zk_list node;
   uint64_t id;
   struct zk_session *session;
-  bool for_lock;
+  bool shared;                     /* the session is not its own */
   char *queue;                     /* owned: an entry may be in this queue; NULL: certainly not */
   char entry[KV_PLACE_ID_MAX + 1]; /* what its name begins with */
   struct zk_call *cleaner;         /* removes it */
@@ -95,8 +96,9 @@ void zk_leases_free(struct zk *zk) {
 /* ------------------------------------------------------------------ grant */
 
 static struct zk_session *session_for(struct zk *zk, const struct kv_lease_ref *ref) {
-  struct zk_session *fresh = zk_session_new(zk, ref->for_lock ? ZK_LOCKS : ZK_LEASE, ref->ttl);
-  if (!fresh || !ref->for_lock) return fresh;
+  bool shared = ref->for_lock && !ref->with_key;
+  struct zk_session *fresh = zk_session_new(zk, shared ? ZK_LOCKS : ZK_LEASE, ref->ttl);
+  if (!fresh || !shared) return fresh;
   for (struct zk_list *at = zk->sessions.next; at != &zk->sessions; at = at->next) {
     struct zk_session *session = zk_of(struct zk_session, node, at);
     bool is_alike = session != fresh && session->role == ZK_LOCKS && session->timeout == fresh->timeout;
@@ -117,7 +119,7 @@ static struct zk_lease *make(struct zk *zk, const struct kv_lease_ref *ref) {
   }
   lease->id = ref->id;
   lease->session = session;
-  lease->for_lock = ref->for_lock;
+  lease->shared = ref->for_lock && !ref->with_key;
   session->places++;
   zk_list_init(&lease->node);
   zk_list_move(&zk->leases, &lease->node);
@@ -284,12 +286,12 @@ void zk_lease_revoke(struct zk *zk, struct kv_op *op) {
   }
   struct zk_call *call = zk_call_new(zk, lease->session, op);
   if (!call) return;
-  if (lease->for_lock && lease->queue) {
+  if (lease->shared && lease->queue) {
     call->data = lease;
     call->clear = detach_revoker;
     lease->revoker = call;
     clean(lease);
-  } else if (lease->for_lock) {
+  } else if (lease->shared) {
     forget(lease);
     zk_finish(call, KV_OK, NULL);
   } else if (!lease->session->established) {
