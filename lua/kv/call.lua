@@ -25,8 +25,8 @@ function call.wrong_self(name)
   error(("%s: call it with a colon, on the handle that has it"):format(name), 3)
 end
 
---- Raise (at the caller of the method, or at `level`) unless the optional timeout of a method is a number; nil, message,
--- "invalid" are left to the caller.
+--- Raise (at the caller of the method, or at `level`) unless the optional timeout of a method is a number; nil,
+-- message, "invalid" are left to the caller.
 -- @return what is wrong with its value, or nil
 function call.check_timeout(name, timeout, level)
   if timeout == nil then return nil end

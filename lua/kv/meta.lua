@@ -576,8 +576,8 @@ function Election:state() end
 ---@return kv.code? code
 function Election:leader(timeout) end
 
----Watch who leads. Events: {type="put", key=, value=, token=, revision=, initial=} for each leader, the present one first,
----and {type="delete", key=, revision=} when nobody leads any more.
+---Watch who leads. Events: {type="put", key=, value=, token=, revision=, initial=} for each leader, the present one
+---first, and {type="delete", key=, revision=} when nobody leads any more.
 ---@return kv.watch? watch
 ---@return string? message
 ---@return kv.code? code

@@ -38,8 +38,8 @@ describe("annotations", function()
     local election = assert(store:election("boss"))
     local watch, mirror, txn = assert(store:watch("key")), assert(store:mirror("")), store:txn()
     local task = kv.run(function() return kv.spawn(function() end) end)
-    for class, handle in pairs{Store = store, Lock = lock, Election = election, Lease = lease, Watch = watch, Mirror = mirror, Txn = txn,
-      Task = task} do
+    for class, handle in pairs{Store = store, Lock = lock, Election = election, Lease = lease, Watch = watch,
+      Mirror = mirror, Txn = txn, Task = task} do
       assert.same(methods(handle), documented(meta, class, ":"), class)
     end
     store:close()
