@@ -40,22 +40,25 @@ local function abandon_all(self)
   self.items, self.ids = {}, {}
 end
 
--- Until fewer than `limit` are in flight. False when the task was cancelled.
+-- Until fewer than `limit` are in flight. False, and the code, when the caller cannot wait any longer.
 local function wait_for_room(self, limit)
   while self.in_flight >= limit do
     self.waiter = {outside = true}
     local why = scheduler.park(self.waiter)
     self.waiter = nil
-    if why == "cancelled" then
+    if why ~= "woken" then
       abandon_all(self)
-      return false
+      return false, why
     end
   end
   return true
 end
 
-local function cancelled(name)
-  return nil, name .. ": the task that waited was cancelled", "cancelled"
+local REASONS = {cancelled = "the task that waited was cancelled", closed = "the worker of nginx ends",
+  phase = "this phase of nginx cannot wait"}
+
+local function gave_up(name, code)
+  return nil, ("%s: %s"):format(name, REASONS[code] or code), code
 end
 
 --- Send a request for every item, and take every answer.
@@ -69,10 +72,12 @@ function pipeline.run(name, items, send, taken)
   local self = setmetatable({items = {}, ids = {}, in_flight = 0, taken = taken}, Pipeline)
   for _, item in ipairs(items) do
     if self.message then break end
-    if self.in_flight >= WINDOW and not wait_for_room(self, WINDOW) then return cancelled(name) end
+    local there, why = wait_for_room(self, WINDOW)
+    if not there then return gave_up(name, why) end
     sent(self, item, send(item))
   end
-  if not wait_for_room(self, 1) then return cancelled(name) end
+  local done, why = wait_for_room(self, 1)
+  if not done then return gave_up(name, why) end
   if self.message then return nil, self.message, self.code end
   return true
 end

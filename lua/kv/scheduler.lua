@@ -47,6 +47,7 @@ local alive = 0                                     -- how many these are
 local outside = 0                                   -- tasks that only the core can wake
 local followers = setmetatable({}, {__mode = "k"})  -- mirrors that call back
 local bridged = setmetatable({}, {__mode = "k"})    -- coroutine of kv.pcall in a host's coroutine on 5.1 -> that one
+local spawned = setmetatable({}, {__mode = "k"})    -- coroutine that a host runs for kv.spawn -> its task
 local failures = {}                                 -- errors that nobody has joined yet
 local current                                       -- the task that runs now
 local looping = false                               -- kv.run or kv.step is at work
@@ -305,16 +306,30 @@ end
 
 local function wait_in_host(waiter)
   repeat host.wait(waiter) until waiter.state
+  if waiter.of then waiter.of.id = nil end
   return unpack(waiter.results, 1, waiter.results.n)
 end
 
+-- The task of kv.spawn that the host runs the caller for: task:cancel() must know what it waits for.
+local function spawned_task()
+  return next(spawned) ~= nil and spawned[scheduler.host_coroutine()] or nil
+end
+
 local function await_in_host(tag, id)
-  local waiter = {id = id}
+  local waiter = {id = id, of = spawned_task()}
   function waiter.answer(self, _, ...)
     self.results, self.state = pack(...), "woken"
     host.wake(self)
   end
   waiting[tag] = waiter
+  local task = waiter.of
+  if task then
+    task.id = id
+    if task.cancelling then
+      task.cancelling = nil
+      core.cancel(id)
+    end
+  end
   if not scheduler.yields_across_pcall then return wait_in_host(waiter) end
   return forget(tag, id, waiter, pcall(wait_in_host, waiter))
 end
@@ -397,6 +412,14 @@ local function park_task(task, waiter, deadline)
 end
 
 local function park_in_host(waiter, deadline)
+  local task = spawned_task()
+  if task then
+    if task.cancelling then
+      task.cancelling = nil
+      return "cancelled"
+    end
+    task.waiter = waiter
+  end
   waiter.host = host
   if deadline then waiter.timer = timers:add(deadline, waiter) end
   while not waiter.state do
@@ -404,6 +427,7 @@ local function park_in_host(waiter, deadline)
     host.wait(waiter, left)
     if deadline and not waiter.state and clock() >= deadline then wake_as(waiter, "timeout") end
   end
+  if task then task.waiter = nil end
   return waiter.state
 end
 
@@ -424,7 +448,7 @@ end
 
 --- Wait until wake(waiter) or the deadline (of core.clock; nil: none). Returns "woken", "timeout", "cancelled"; under
 -- OpenResty also "phase", and "closed" where the worker ends. `waiter` is a fresh table; waiter.outside = true says
--- that something outside of Lua will wake it.
+-- that something outside of Lua will wake it, waiter.brief = true that an ending worker waits for this.
 function scheduler.park(waiter, deadline)
   if waiter.state then return waiter.state end
   local task = current_task()
@@ -587,11 +611,12 @@ function scheduler.run(fn, ...)
   return unpack(task.values, 1, task.values.n)
 end
 
--- A coroutine of the host's; here it is known by its end only.
+-- A coroutine of the host's; here it is known by its end, and by what it waits for.
 local function spawn_in_host(fn, ...)
   local task = setmetatable({joiners = {}}, Task)
   local arguments = pack(...)
   local ok, message = host.spawn(function()
+    spawned[running()] = task
     finish(task, xpcall(function() return fn(unpack(arguments, 1, arguments.n)) end, traced))
     if not task.ok and not task.joined then host.complain(task.problem) end
   end)

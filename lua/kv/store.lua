@@ -560,7 +560,8 @@ function Store:close()
   end
   local deadline, pause = core.clock() + CLOSE_SECONDS, 0.0005
   while not core.close_wait(self._store, 0) and core.clock() < deadline do
-    scheduler.park({}, core.clock() + pause)
+    local why = scheduler.park({brief = true}, core.clock() + pause)
+    if why == "phase" or why == "closed" then break end
     pause = math.min(pause * 2, 0.05)
   end
   return true

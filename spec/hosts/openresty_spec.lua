@@ -85,6 +85,38 @@ local SERVER = [[
       local task = kv.spawn(function(a) kv.sleep(0.01) return a, store:put("spawned", "v").value end, "a")
       ngx.print(table.concat({task:join(10)}, " "))
     } }
+    location = /cancel { content_by_lua_block {
+      local kv = require("kv")
+      local held = assert(assert(store:lock("cancelled")):acquire(10))
+      local watch = assert(store:watch("nothing"))
+      local cleaned
+      local tasks = {
+        sleep = kv.spawn(function() return select(3, kv.sleep(30)) end),
+        lock = kv.spawn(function() return select(3, store:lock("cancelled"):acquire()) end),
+        watch = kv.spawn(function() return select(3, watch:next()) end),
+        join = kv.spawn(function() return select(3, kv.spawn(function() kv.sleep(0.5) end):join()) end),
+        with_lock = kv.spawn(function()
+          return select(3, store:with_lock("another", {}, function()
+            local _, _, code = kv.sleep(30)
+            cleaned = true
+            return nil, nil, code
+          end))
+        end),
+      }
+      ngx.sleep(0.05)
+      tasks.early = kv.spawn(function() return select(3, kv.sleep(30)) end)
+      for _, task in pairs(tasks) do assert(task:cancel()) end
+      local said = {}
+      for _, name in ipairs{"early", "join", "lock", "sleep", "watch", "with_lock"} do
+        said[#said + 1] = name .. " " .. tostring((tasks[name]:join(5)))
+      end
+      watch:close()
+      assert(held:release())
+      local free = store:lock("cancelled"):acquire(1) -- nobody is in line, and nobody got it
+      local other = store:lock("another"):acquire(1)
+      ngx.print(table.concat(said, ", "), ", ", tostring(free ~= nil and free:release()), " ",
+        tostring(other ~= nil and other:release()), " ", tostring(cleaned), " ", tostring(tasks.sleep:cancel()))
+    } }
     location = /log {
       content_by_lua_block { ngx.print("logged") }
       log_by_lua_block {
@@ -123,6 +155,10 @@ local SERVER = [[
       if got then got:release() end
       ngx.print(got and "free" or code)
     } }
+    location = /of_a_timer { content_by_lua_block {
+      local lock, message, code = store:lock("of a timer"):acquire(5)
+      ngx.print(lock and tostring(lock:release()) or code)
+    } }
     location = /timers { content_by_lua_block {
       for i = 1, 20 do
         assert(ngx.timer.at(0, function()
@@ -134,6 +170,11 @@ local SERVER = [[
         local lock = store:lock("slow"):acquire()
         if lock then lock:release() end
       end)
+      local own = assert(require("kv").open(os.getenv("KV_TEST_URL"), {prefix = "openresty"}))
+      assert(own:lock("of a timer", {ttl = 30}):acquire(10))
+      assert(ngx.timer.at(1000, function() own:close() end)) -- comes early when the worker ends
+      local away = assert(require("kv").open("etcd://127.0.0.1:1", {timeout = 20}))
+      assert(ngx.timer.at(0, function() away:put_many{a = "1", b = "2"} end))
       ngx.print("started")
     } }
 ]]
@@ -165,6 +206,11 @@ describe("OpenResty", function()
     assert.equal("a v", server:body("/spawn"))
   end)
 
+  it("wakes a task that is cancelled, from what it waits for, and cleans up", function()
+    assert.equal("early cancelled, join cancelled, lock cancelled, sleep cancelled, watch cancelled, " ..
+      "with_lock cancelled, true true true false", server:body("/cancel"))
+  end)
+
   it("refuses what a phase cannot wait for, and reads the mirror everywhere", function()
     assert.equal("nil phase", server:body("/init_worker"))
     assert.equal("on", server:body("/put?key=flags/a&value=on"))
@@ -187,6 +233,7 @@ describe("OpenResty", function()
     server:reload()
     nginx.gone(old, 2.5)
     assert.equal("v", server:body("/get?key=a"))
+    assert.equal("true", server:body("/of_a_timer"))
     server:quit()
     assert.equal("exit", (server.process:wait(5)))
   end)

@@ -67,11 +67,12 @@ function look_again()
   watched = ngx.timer.at(LOOK, look) and true or false
 end
 
--- Timers wait for nothing any more: what is parked goes on at once, what asked the core for something a little later.
+-- Timers wait for nothing any more: what is parked goes on at once, what asked the core for something a little later. Who
+-- closes a store waits for milliseconds, and has locks to give back.
 local function end_timers()
   local late = core.clock() > leaving + GRACE
   for waiter, in_timer in pairs(sleepers) do
-    if in_timer and waiter.host then
+    if in_timer and waiter.host and not waiter.brief then
       scheduler.wake_as(waiter, "closed")
     elseif in_timer and late and waiter.id then
       core.cancel(waiter.id)
@@ -189,7 +190,7 @@ end
 --- Suspend the caller until wake(waiter), or the time is up.
 function host.wait(waiter, seconds)
   local in_timer = get_phase() == "timer"
-  if leaving and in_timer and waiter.host then return scheduler.wake_as(waiter, "closed") end
+  if leaving and in_timer and waiter.host and not waiter.brief then return scheduler.wake_as(waiter, "closed") end
   if not waiter.semaphore then waiter.semaphore = semaphore.new() end
   sleepers[waiter] = in_timer
   local longest = math.min(seconds or LONGEST, LONGEST)
