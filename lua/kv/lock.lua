@@ -20,7 +20,7 @@ local function for_ever(timeout)
 end
 
 -- A request of nginx that goes away in the middle of a wait is never resumed, and what it holds is collected some time.
--- Then the lock goes too: this is given up with the handle.
+-- Then the lock goes too: this is given up with the handle. The host sees to it that it is collected.
 local function guard(self)
   local held, proxy = {lock = self._lock}, newproxy(true) -- luacheck: ignore 113
   getmetatable(proxy).__gc = function()
@@ -30,6 +30,7 @@ local function guard(self)
     core.refuse(before)
   end
   self._guard, self._held = proxy, held
+  scheduler.guard(proxy)
 end
 
 -- As call.finish.

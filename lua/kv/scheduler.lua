@@ -48,6 +48,7 @@ local outside = 0                                   -- tasks that only the core 
 local followers = setmetatable({}, {__mode = "k"})  -- mirrors that call back
 local bridged = setmetatable({}, {__mode = "k"})    -- coroutine of kv.pcall in a host's coroutine on 5.1 -> that one
 local spawned = setmetatable({}, {__mode = "k"})    -- coroutine that a host runs for kv.spawn -> its task
+local guards = setmetatable({}, {__mode = "k"})     -- what gives something up when it is collected -> since when
 local failures = {}                                 -- errors that nobody has joined yet
 local current                                       -- the task that runs now
 local looping = false                               -- kv.run or kv.step is at work
@@ -238,6 +239,7 @@ local function in_host()
   if not recognised then return false end
   local hooks = hosts.find()
   if not hooks then return false end
+  if hooks.begin then hooks.begin(scheduler) end
   host = hooks
   return true
 end
@@ -255,6 +257,21 @@ end
 --- Does the caller run for somebody who may go away, so that it never goes on?
 function scheduler.may_vanish()
   return host ~= nil and host.may_vanish ~= nil and host.may_vanish()
+end
+
+--- This gives something up when it is collected, which must not take for ever.
+function scheduler.guard(object)
+  guards[object] = clock()
+  if host and host.guarded then host.guarded() end
+end
+
+--- Is there something of that kind, so many seconds old?
+function scheduler.has_guards(age)
+  local before = clock() - (age or 0)
+  for _, since in pairs(guards) do
+    if since <= before then return true end
+  end
+  return false
 end
 
 --- Tell `watcher:_ready(direct)` whenever the watch with this tag has something. Held weakly.
@@ -758,11 +775,13 @@ end
 --   current() -> true when the calling coroutine may wait by wait()
 --   wait(waiter, seconds or nil): suspend it until wake(waiter) is called, or the time is up; early returns are fine
 --   wake(waiter): let it go on; may be called from step()
+--   begin(scheduler): it is to be used from now on
 --   attend(): there is work that nobody waits for, call kv.step() while scheduler.has_work()
 -- and for OpenResty
 --   never_blocks: who cannot wait by wait() does not wait at all
 --   enter(): a function of the module was called
 --   listen(): there is a watch, call kv.step() from now on
+--   guarded(): something gives something up when it is collected, see that it is
 --   spawn(fn): run it in a coroutine of its own, instead of as a task of kv.step()
 --   may_vanish() -> may the caller be ended in the middle of a wait?
 -- Without current() calls block, and tasks of kv.spawn are run by kv.step(). nil or false: no loop. "find": the
@@ -771,6 +790,7 @@ function scheduler.set_host(hooks)
   recognised = hooks == "find"
   if recognised then hooks = nil end
   if hooks then
+    if hooks.begin then hooks.begin(scheduler) end
     local function never() end
     local copy = {current = never}
     for name, hook in pairs(hooks) do copy[name] = hook end

@@ -149,8 +149,25 @@ local SERVER = [[
         ngx.sleep(30)
       }
     }
+    location = /killed { content_by_lua_block {
+      local held = assert(assert(store:lock("abandoned")):acquire(10))
+      local watch = assert(store:watch("nothing"))
+      local threads = {}
+      local function start(fn) threads[#threads + 1] = ngx.thread.spawn(fn) end
+      for _ = 1, 20 do
+        start(function() store:lock("abandoned"):acquire() end)
+        start(function() watch:next() end)
+        start(function() require("kv").sleep(100) end)
+        start(function() for i = 1, 1000 do store:put("killed", tostring(i)) end end)
+        start(function() store:with_lock("abandoned", {}, function() end) end)
+      end
+      ngx.sleep(0.05)
+      for _, thread in ipairs(threads) do assert(ngx.thread.kill(thread)) end
+      watch:close()
+      assert(held:release())
+      ngx.print(tostring(store:stats().watches))
+    } }
     location = /free { content_by_lua_block {
-      collectgarbage() collectgarbage()
       local got, message, code = store:lock("abandoned"):acquire(0.2)
       if got then got:release() end
       ngx.print(got and "free" or code)
@@ -223,7 +240,14 @@ describe("OpenResty", function()
 
   it("gives a lock back whose request was aborted", function()
     assert.is_nil((server:get("/abandoned", "--max-time", "0.3")))
-    util.eventually(function() return server:body("/free") == "free" end, "the lock is free", 10)
+    util.eventually(function() return server:body("/free") == "free" end, "the lock is free", 15)
+  end)
+
+  it("keeps nothing of light threads that were killed while they waited", function()
+    assert.equal("1", server:body("/killed")) -- the mirror's
+    assert.equal("v", server:body("/put?key=killed&value=v"))
+    util.eventually(function() return server:body("/free") == "free" end, "the lock is free", 15)
+    assert.equal("v", server:body("/get?key=killed"))
   end)
 
   it("lets old workers go at once, with watches and locks in timers", function()

@@ -29,6 +29,7 @@ error_log $folder/error.log notice;
 pid $folder/pid;
 env KV_TEST_URL;
 env TMPDIR;
+$main
 events { worker_connections 1024; }
 http {
   access_log off;
@@ -105,7 +106,7 @@ function nginx.start(options)
   local self = setmetatable({folder = util.folder(), port = assert(native.port())}, Nginx)
   local words = {workers = options.workers or 1, modules = MODULES, folder = self.folder, port = self.port,
     build = os.getenv("KV_BUILD") or "build", cwd = os.getenv("PWD"), http = options.http or "",
-    server = options.server or ""}
+    main = options.main or "", server = options.server or ""}
   util.write(self.folder .. "/nginx.conf", (TEMPLATE:gsub("%$(%l+)", words)))
   self.process = assert(native.spawn{"/usr/sbin/nginx", "-p", self.folder, "-c", self.folder .. "/nginx.conf",
     "-e", self.folder .. "/error.log", stdout = self.folder .. "/out", stderr = self.folder .. "/out"})

@@ -85,9 +85,13 @@ local function run()
   pump = nil
 end
 
+--- This scheduler's loop it is. (It requires this file's reader, so that this file cannot require it.)
+function host.begin(its_scheduler)
+  scheduler = its_scheduler
+end
+
 --- There is work: see that it is done.
 function host.attend()
-  scheduler = scheduler or require("kv.scheduler")
   if pump then
     pump.rung = true
     return

@@ -13,10 +13,9 @@ local host = {}
 local pumps = setmetatable({}, {__mode = "k"})
 local scheduler
 
--- The scheduler requires this file's reader, so it is there only later.
-local function step()
-  scheduler = scheduler or require("kv.scheduler")
-  return scheduler.step()
+--- This scheduler's loop it is. (It requires this file's reader, so that this file cannot require it.)
+function host.begin(its_scheduler)
+  scheduler = its_scheduler
 end
 
 local function has_work(pump)
@@ -28,7 +27,7 @@ end
 local function run(pump, controller)
   local source = {events = "r"}
   while true do
-    local ok, again = pcall(step)
+    local ok, again = pcall(scheduler.step)
     if not ok then
       pumps[controller] = nil
       if has_work(pump) then host.pump(controller).waiting = pump.waiting end

@@ -20,6 +20,11 @@ local due                          -- when the alarm rings, a time of the clock,
 
 local turn
 
+--- This scheduler's loop it is. (It requires this file's reader, so that this file cannot require it.)
+function host.begin(its_scheduler)
+  scheduler = its_scheduler
+end
+
 -- The handles hold the loop, or no longer.
 local function hold()
   local held = waiting > 0 or first <= last or scheduler.has_work()
@@ -39,7 +44,6 @@ end
 
 -- The descriptor is another one after fork().
 local function attach()
-  scheduler = scheduler or require("kv.scheduler")
   local fd = assert(core.fd())
   if polled == fd then return end
   if poller then

@@ -7,6 +7,9 @@
 -- A timer looks now and then whether the dispatcher is needed any more: it holds its Lua state, which without a code
 -- cache is one request's. That timer is also run early when the worker is to end, and tells so: from then on whatever
 -- waits in timers is ended, and the dispatcher stays as long as requests wait.
+--
+-- Another timer is there while requests have locks. When one has had its lock for a while, it collects garbage, a
+-- little at a time: a request that died is found that way only.
 local core = require("kv.core")
 local hosts = require("kv.host")
 local ngx = ngx -- luacheck: ignore 113
@@ -18,6 +21,8 @@ local get_phase = ngx.get_phase
 local host = {never_blocks = true}
 
 local LOOK = 10            -- seconds between two looks whether somebody needs the dispatcher
+local SWEEP = 2            -- seconds between two looks whether a request has had a lock for so long
+local STEP = 50            -- of a collection, see collectgarbage("step")
 local LONGEST = 3600       -- seconds of one wait for a semaphore
 local READ = 1000000       -- seconds of one wait for the socket; nginx would log a time-out as an error
 local LIFE = 10000         -- times that one dispatcher is woken before it hands over: a timer gives no memory back
@@ -45,6 +50,11 @@ local collected                                   -- when the dead were last loo
 local told = false                                -- of the socket that cannot be had
 local refusing = NOTHING
 
+--- This scheduler's loop it is. (It requires this file's reader, so that this file cannot require it.)
+function host.begin(its_scheduler)
+  scheduler = its_scheduler
+end
+
 -- ------------------------------------------------------------------ the end of a worker
 
 local look_again
@@ -53,7 +63,7 @@ local function look(premature)
   watched = false
   if premature then
     leaving = core.clock()
-  elseif used or next(sleepers) ~= nil or scheduler.has_watches() then
+  elseif used or next(sleepers) ~= nil or scheduler.has_watches() or scheduler.has_guards() then
     used = false
     return look_again()
   else
@@ -67,8 +77,8 @@ function look_again()
   watched = ngx.timer.at(LOOK, look) and true or false
 end
 
--- Timers wait for nothing any more: what is parked goes on at once, what asked the core for something a little later. Who
--- closes a store waits for milliseconds, and has locks to give back.
+-- Timers wait for nothing any more: what is parked goes on at once, what asked the core for something a little later.
+-- Who closes a store waits for milliseconds, and has locks to give back.
 local function end_timers()
   local late = core.clock() > leaving + GRACE
   for waiter, in_timer in pairs(sleepers) do
@@ -78,6 +88,30 @@ local function end_timers()
       core.cancel(waiter.id)
     end
   end
+end
+
+-- ------------------------------------------------------------------ requests that died
+
+local sweeping = false
+
+-- Two whole cycles: what has a finalizer is found in the first one, and gone after it. Others have their turns.
+local function sweep()
+  for _ = 1, 2 do
+    while not leaving and not collectgarbage("step", STEP) do ngx.sleep(0) end
+  end
+end
+
+local function sweep_timer(premature)
+  sweeping = false
+  if premature or not scheduler.has_guards() then return end
+  if scheduler.has_guards(SWEEP) then sweep() end
+  host.guarded()
+end
+
+--- Something gives something up when it is collected.
+function host.guarded()
+  if sweeping or leaving then return end
+  sweeping = ngx.timer.at(SWEEP, sweep_timer) and true or false
 end
 
 -- ------------------------------------------------------------------ the dispatcher
@@ -153,7 +187,6 @@ end
 
 function start()
   if running then return true end
-  scheduler = scheduler or require("kv.scheduler")
   idle = false
   local ok, message = ngx.timer.at(0, dispatch)
   running = ok and true or false
