@@ -1,7 +1,7 @@
 --- Clusters of three for the fault suite, a proxy before each member; local: a folder.
 --
 --    local cluster = clusters.start("etcd")
---    cluster:url()            through the proxies;  cluster:direct_url() past them
+--    cluster:url()            through the proxies;  cluster:direct_url() past them; cluster.prefix is in both
 --    cluster.members          servers of spec/support/servers.lua;  cluster.proxies  one for each
 --    cluster:leader()         the number of the member that leads, or nil
 --    cluster:leftovers()      what is on the servers and belongs to locks, leases or sessions, as texts
@@ -115,14 +115,14 @@ function Cluster:url(rest)
   if not self.backend then return "local:" .. self.folder .. (rest or "") end
   local hosts = {}
   for i, proxy in ipairs(self.proxies) do hosts[i] = "127.0.0.1:" .. proxy.port end
-  return self.backend.scheme .. "://" .. table.concat(hosts, ",") .. (rest or "/torture")
+  return self.backend.scheme .. "://" .. table.concat(hosts, ",") .. (rest or "/" .. self.prefix)
 end
 
 function Cluster:direct_url(rest)
   if not self.backend then return self:url(rest) end
   local hosts = {}
   for i, member in ipairs(self.members) do hosts[i] = "127.0.0.1:" .. member.port end
-  return self.backend.scheme .. "://" .. table.concat(hosts, ",") .. (rest or "/torture")
+  return self.backend.scheme .. "://" .. table.concat(hosts, ",") .. (rest or "/" .. self.prefix)
 end
 
 function Cluster:leader()
@@ -198,7 +198,8 @@ end
 
 --- @tparam string name "etcd", "consul", "zookeeper" or "local"
 function clusters.start(name)
-  local self = setmetatable({name = name, backend = backends[name], members = {}, proxies = {}}, Cluster)
+  local self = setmetatable({name = name, backend = backends[name], members = {}, proxies = {},
+    prefix = backends[name] and "torture" or ""}, Cluster)
   if not self.backend then
     assert(name == "local", "there is no backend " .. name)
     self.folder = util.folder()

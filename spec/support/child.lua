@@ -41,6 +41,13 @@ function commands.lock(name, ttl, timeout, value)
   return ("held %d"):format(lock.token)
 end
 function commands.release() return show(lock:release()) end
+
+--- Writes only while the lock is held, as the server sees it: the revision.
+function commands.guard(key, value)
+  local done, message, code = store:txn():guard(lock):put(key, value):commit()
+  if not done then return show(nil, message, code) end
+  return ("%d"):format(done.revision)
+end
 function commands.held() return tostring(lock:held()) end
 function commands.state() return lock:state() end
 

@@ -170,7 +170,7 @@ static int process_line(lua_State *L) {
     if (process->size == sizeof process->data) return take_line(L, process, process->size, 0);
     double left = until - now();
     struct pollfd poller = {.fd = process->out, .events = POLLIN};
-    int ready = left < 0 ? 0 : poll(&poller, 1, (int)(left * 1000) + 1);
+    int ready = poll(&poller, 1, left < 0 ? 0 : (int)(left * 1000) + 1);
     if (ready < 0 && errno == EINTR) continue;
     if (ready <= 0) {
       lua_pushnil(L);

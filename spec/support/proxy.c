@@ -11,7 +11,8 @@
  *   drop-answers      forward requests, throw answers away
  *   hold-answers      forward requests, keep answers until the mode changes ("now pass" sends them)
  *   hold-requests     keep requests until the mode changes;  hold-all: both
- *   half-close-server the server is told that no more requests come, answers still pass; half-close-client: the reverse
+ *   half-close-server the server is told that no more requests come, answers still pass;
+ *   half-close-client the reverse
  *   close             accept and close;          reset: the same by RST
  *   garbage           answer with bytes that are no HTTP/2
  *   oversized         a good SETTINGS frame, then a frame that says it has 16 MB
