@@ -480,10 +480,11 @@ typedef enum kv_lock_state {
 } kv_lock_state;
 
 typedef struct kv_lock_options {
-  kv_slice name;    /* as a key */
+  kv_slice name;    /* as a key; with `interop` the backend's own name, without the store's prefix */
   double ttl;       /* seconds; 0 or less: the store's session_ttl */
   kv_slice value;   /* shown to others */
-  const char *interop; /* NULL, or the foreign layout: "etcd", "consul", "kazoo", "curator" */
+  /* NULL, or whose locks to share: "etcd", "consul", "kazoo", "curator". KV_UNSUPPORTED: the backend has none such */
+  const char *interop;
 } kv_lock_options;
 
 /* A lock handle, not yet held. */

@@ -14,7 +14,8 @@ packages_of() {
     # luajit2 rather than luajit: it is the one that nginx's Lua module needs, and they exclude each other.
     test) echo lua5.1 liblua5.1-0-dev 'luajit2|luajit' 'libluajit2-5.1-dev|libluajit-5.1-dev' lua-busted etcd-server \
       etcd-client openssl curl lua-cqueues lua-luv lua-copas lua-socket \
-      nginx-light libnginx-mod-http-lua lua-resty-core zookeeper libzookeeper-java default-jre-headless ;;
+      nginx-light libnginx-mod-http-lua lua-resty-core zookeeper libzookeeper-java default-jre-headless \
+      python3-kazoo libcurator-recipes-java libbsh-java ;;
     bench) echo golang-go golang-etcd-server-dev golang-github-docker-libkv-dev nghttp2-client wrk ;;
     check) echo clang libclang-rt-dev lua-check shellcheck cppcheck valgrind lua5.2 liblua5.2-dev lua5.3 liblua5.3-dev luarocks \
       util-linux ;;

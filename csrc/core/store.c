@@ -142,6 +142,7 @@ static const struct {
     {"lease", KV_CAN_LEASE},   {"watch", KV_CAN_WATCH},   {"resume", KV_CAN_RESUME},
     {"every_version", KV_CAN_EVERY_VERSION}, {"paging", KV_CAN_PAGING},
     {"election", KV_CAN_LOCK | KV_CAN_TXN | KV_CAN_LEASE | KV_CAN_WATCH},
+    {"interop", KV_CAN_INTEROP}, {"interop_order", KV_CAN_INTEROP_ORDER},
 };
 
 #define CAPABILITY_COUNT (sizeof capabilities / sizeof *capabilities)

@@ -60,6 +60,8 @@ enum kv_capability {
   KV_CAN_RESUME = 1 << 5,        /* watches can start behind a revision */
   KV_CAN_EVERY_VERSION = 1 << 6, /* each change is an event of its own */
   KV_CAN_PAGING = 1 << 7,        /* listings come in pages of one revision */
+  KV_CAN_INTEROP = 1 << 8,       /* locks in the layout of other programs: driver->interop */
+  KV_CAN_INTEROP_ORDER = 1 << 9, /* and these serve in the order in which all came, ours and others' */
   /* not shown to users: */
   KV_CAN_SNAPSHOT = 1 << 16,   /* watches feed whole states, the first one included */
   /* start() and cancel() may run on any thread, and finish() be called on any; no retries are made */
@@ -124,7 +126,9 @@ struct kv_lease_ref {
 
 /* One place in the queue of a lock. Owned by the lock recipe, valid until every op that names it has finished. */
 struct kv_place {
-  kv_slice name;                 /* the lock's full name: prefix and name, canonical; escape it where '/' would nest */
+  /* The lock's full name: prefix and name, canonical; escape it where '/' would nest. With `interop` the backend's own
+   * name as the user wrote it, slashes at its ends and all, without the prefix. */
+  kv_slice name;
   kv_slice value;                /* shown by KV_QUEUE_HEAD */
   /* unique per acquire, lower-case hex: finds an entry whose creation was not answered */
   char id[KV_PLACE_ID_MAX + 1];
@@ -133,7 +137,7 @@ struct kv_place {
   char ticket[KV_TICKET_MAX];    /* the driver's name of our entry, set by JOIN (ZooKeeper: node name) */
   char ahead[KV_TICKET_MAX];     /* the driver's name of the entry before ours, set by AHEAD (or JOIN), read by WAIT */
   uint64_t ahead_revision;       /* driver's own: from where to watch it */
-  const char *interop;           /* NULL, or the foreign layout */
+  const char *interop;           /* NULL, or the foreign layout: one of driver->interop, the pointer itself */
 };
 
 /*
@@ -337,6 +341,7 @@ struct kv_driver {
   const struct kv_scheme *schemes;   /* ended by name == NULL */
   uint32_t capabilities;             /* enum kv_capability */
   struct kv_limits limits;
+  const char *const *interop;        /* layouts of other programs' locks that it knows, ended by NULL; NULL: none */
 
   /* [any thread] Called once by kv_register(). */
   void (*attach)(const struct kv_host *host);

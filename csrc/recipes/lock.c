@@ -45,6 +45,7 @@ static struct kv_entry *entry_new(const struct kv_lock *lock) {
   entry->pub.value = (kv_slice){leader + KV_TOKEN_TEXT, value.size};
   snprintf(entry->pub.id, sizeof entry->pub.id, "%016llx%016llx", (unsigned long long)kv_random(),
            (unsigned long long)kv_random());
+  entry->pub.interop = lock->interop;
   entry->pub.lease = &lock->lease->ref;
   kv_lease_retain(lock->lease);
   return entry;
@@ -548,11 +549,14 @@ static void pause_over(struct kv_timer *timer) {
   kv_lock_event(timer->data, LOCK_PAUSE_OVER, NULL);
 }
 
-/* What a join tells even when its phase has passed. */
-static void note_join(struct kv_lock *lock, kv_code code) {
+/* What a join tells even when its phase has passed. A claim makes something in foreign layouts only: ours have it depend
+ * on the entry, which is gone after the leave. */
+static void note_step(struct kv_lock *lock, kv_code code) {
+  bool joins = lock->step.kind == KV_QUEUE_JOIN;
+  if (!joins && !(lock->step.kind == KV_QUEUE_CLAIM && lock->interop)) return;
   bool clean = code == KV_OK && lock->step.attempts <= 1;
   if (!clean) lock->doubtful = true;
-  if (code == KV_OK && !lock->stale && lock->lease) kv_lease_set_place(lock->lease, &lock->entry->pub);
+  if (joins && code == KV_OK && !lock->stale && lock->lease) kv_lease_set_place(lock->lease, &lock->entry->pub);
 }
 
 static void step_done(struct kv_step *step, kv_code code, const char *message, struct kv_result *result) {
@@ -560,7 +564,7 @@ static void step_done(struct kv_step *step, kv_code code, const char *message, s
   struct kv_entry *entry = lock->entry_in_step;
   struct kv_outcome outcome = {.code = code, .message = message, .result = result};
   bool stale = lock->stale;
-  if (step->kind == KV_QUEUE_JOIN) note_join(lock, code);
+  note_step(lock, code);
   lock->busy = lock->stale = false;
   lock->entry_in_step = NULL;
   kv_recipes_step_done(lock->recipes);

@@ -65,6 +65,7 @@ struct kv_lock {
   /* With the store's prefix, as drivers get it; as the user says it. Owned, with the next one, in one block */
   kv_slice name, shown, value;
   kv_slice leader;             /* an election: the key that shows its leader. Else empty */
+  const char *interop;         /* NULL, or the driver's name of a foreign layout */
   /* Any thread. */
   atomic_int state;               /* kv_lock_state */
   atomic_int_fast64_t deadline;   /* held until then; 0: not held */

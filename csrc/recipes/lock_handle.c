@@ -29,15 +29,53 @@ static kv_code check_options(const kv_store *store, const kv_lock_options *optio
   const char *name = options->name.data ? options->name.data : "";
   if (!(driver->capabilities & KV_CAN_LOCK))
     return kv_fail(error, KV_UNSUPPORTED, "%s \"%.*s\" on %s: this backend has none", noun, size, name, label);
-  if (options->interop)
-    return kv_fail(error, KV_UNSUPPORTED, "lock \"%.*s\" on %s: interop \"%.40s\" is not there in this version", size,
-                   name, label, options->interop);
   if (isnan(options->ttl) || isinf(options->ttl))
     return kv_fail(error, KV_INVALID, "%s \"%.*s\" on %s: the ttl must be a number of seconds", noun, size, name,
                    label);
   if (driver->limits.value_max && options->value.size > driver->limits.value_max)
     return kv_fail(error, KV_TOO_LARGE, "%s \"%.*s\" on %s: the value has %zu bytes, at most %zu are allowed", noun,
                    size, name, label, options->value.size, driver->limits.value_max);
+  return KV_OK;
+}
+
+/* The driver's name of the layout that was asked for. */
+static kv_code find_interop(const kv_store *store, const kv_lock_options *options, const char **found,
+                            kv_error *error) {
+  const struct kv_driver *driver = store->backend->driver;
+  const char *wanted = options->interop;
+  char known[80] = "";
+  size_t used = 0;
+  *found = NULL;
+  if (!wanted) return KV_OK;
+  for (const char *const *layout = driver->interop; layout && *layout; layout++) {
+    if (strcmp(*layout, wanted) == 0) {
+      *found = *layout;
+      return KV_OK;
+    }
+    int added = snprintf(known + used, sizeof known - used, "%s\"%s\"", used ? ", " : "", *layout);
+    if (added > 0 && (size_t)added < sizeof known - used) used += (size_t)added;
+  }
+  int size = options->name.size > 160 ? 160 : (int)options->name.size;
+  return kv_fail(error, KV_UNSUPPORTED, "lock \"%.*s\" on %s: interop \"%.40s\" is no kind of lock there; %s%s", size,
+                 options->name.data, kv_store_label(store), wanted,
+                 used ? "it shares those of the kind " : "this backend has no locks that other programs know", known);
+}
+
+/* The name as the driver gets it. A foreign one is checked as any, but left as others spell it: etcd tells "/a" from
+ * "a". */
+static kv_code full_name(const kv_store *store, const kv_lock_options *options, const char *noun, char *out,
+                         size_t *size, kv_error *error) {
+  kv_slice name = options->name;
+  kv_error cause;
+  if (!options->interop) return kv_store_key(store, noun, name, false, out, size, error);
+  kv_code code = KV_CLOSED;
+  if (kv_store_closed(store)) kv_fail(&cause, code, "the store was closed");
+  else code = kv_key_make("lock", name, false, out, size, &cause);
+  if (code == KV_OK && name.size > KV_KEY_MAX)
+    code = kv_fail(&cause, KV_INVALID, "the name is longer than 480 bytes");
+  if (code != KV_OK) return kv_fail(error, code, "lock on %s: %s", kv_store_label(store), cause.message);
+  memcpy(out, name.data, name.size);
+  *size = name.size;
   return KV_OK;
 }
 
@@ -68,14 +106,17 @@ kv_lock *kv_lock_make(kv_store *store, const kv_lock_options *options, const str
                       kv_error *error) {
   char name[KV_KEY_MAX];
   size_t size = 0;
-  if (kv_store_key(store, use->noun, options->name, false, name, &size, error) != KV_OK) return NULL;
+  const char *interop;
+  if (full_name(store, options, use->noun, name, &size, error) != KV_OK) return NULL;
   if (check_options(store, options, use->noun, error) != KV_OK) return NULL;
+  if (find_interop(store, options, &interop, error) != KV_OK) return NULL;
   if (size + strlen(use->area) > KV_KEY_MAX) {
     kv_fail(error, KV_INVALID, "%s on %s: its name is too long", use->noun, kv_store_label(store));
     return NULL;
   }
+  size_t prefix_size = interop ? 0 : store->prefix_size;
   kv_lock *lock = calloc(1, sizeof *lock);
-  if (!lock || !copy_texts(lock, use->area, (kv_slice){name, size}, store->prefix_size, options->value, leader)) {
+  if (!lock || !copy_texts(lock, use->area, (kv_slice){name, size}, prefix_size, options->value, leader)) {
     free(lock);
     kv_fail(error, KV_FAILED, "out of memory");
     return NULL;
@@ -83,6 +124,7 @@ kv_lock *kv_lock_make(kv_store *store, const kv_lock_options *options, const str
   double least = store->backend->driver->limits.lease_min;
   lock->ttl = options->ttl > 0 ? options->ttl : store->backend->config.session_ttl;
   if (lock->ttl < least) lock->ttl = least;
+  lock->interop = interop;
   lock->store = store;
   kv_store_retain(store);
   lock->view = store->view;
@@ -338,6 +380,7 @@ static void start_holder(struct kv_op *op, void *subject) {
   holder->of_election = lock->leader.size > 0;
   holder->shown_size = lock->shown.size;
   holder->place.name = (kv_slice){holder->text, lock->name.size};
+  holder->place.interop = lock->interop;
   holder->recipes = recipes;
   holder->op = op;
   op->data = holder;

@@ -58,6 +58,12 @@ bool json_number(const struct json *value, uint64_t *number) {
   return true;
 }
 
+uint64_t json_rounded(const struct json *value) {
+  if (!value || !json_is_real(plain(value))) return 0;
+  double real = json_real_value(plain(value));
+  return real >= 0 && real < 18446744073709551616.0 ? (uint64_t)real : 0;
+}
+
 /* ------------------------------------------------------------------ elements */
 
 enum { BEFORE, FIRST, NEXT, INSIDE, SCALAR, BEHIND, END, BROKEN };

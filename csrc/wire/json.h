@@ -29,6 +29,8 @@ size_t json_count(const struct json *value);
 bool json_text(const struct json *value, kv_slice *text);
 /* False: it is no whole number from 0 to 2^53. */
 bool json_number(const struct json *value, uint64_t *number);
+/* A number below 2^64 as near as a double tells it; 0: it is none. */
+uint64_t json_rounded(const struct json *value);
 
 /* ------------------------------------------------------------------ the elements of an array, as they come */
 

@@ -83,11 +83,17 @@
 ---@class kv.mirror_options
 ---@field prev? boolean give on_change the value before; default false
 
+---What store:supports() knows of.
+---@alias kv.capability "txn"|"ttl"|"lock"|"election"|"lease"|"watch"|"resume"|"every_version"|"paging"
+---| "interop"
+---| "interop_order"
+
 ---@class kv.lock_options
 ---@field ttl? number seconds; default: the store's session_ttl
 ---@field value? string shown to others
 ---@field timeout? number seconds that acquire() waits; default: for ever
----@field interop? "etcd"|"consul"|"kazoo"|"curator"|false the foreign layout to share a lock with; default false
+---Whose lock to share: the name is then the backend's own, without the store's prefix (docs/locks.md); default false
+---@field interop? "etcd"|"consul"|"kazoo"|"curator"|false
 
 ---@class kv.election_options
 ---@field ttl? number seconds; default: the store's session_ttl
@@ -389,7 +395,7 @@ function Store:ping(timeout) end
 function Store:info() end
 
 ---Can this backend do it?
----@param name "txn"|"ttl"|"lock"|"election"|"lease"|"watch"|"resume"|"every_version"|"paging"|string
+---@param name kv.capability|string
 ---@return boolean
 function Store:supports(name) end
 

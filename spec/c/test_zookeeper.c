@@ -228,13 +228,38 @@ TEST(lock_names_do_not_nest) {
   free(path);
 }
 
+TEST(foreign_locks_are_where_they_are_said_to_be) {
+  static const struct {
+    const char *name, *path;
+  } cases[] = {{"a", "/a"}, {"/a/b", "/a/b"}, {"//a///b//", "/a/b"}, {"a%/.lock", "/a%/.lock"}};
+  for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+    struct kv_place place = {.name = {cases[i].name, strlen(cases[i].name)}, .interop = "kazoo"};
+    char *path = zk_queue_path(&place);
+    CHECK_STR(path, cases[i].path);
+    free(path);
+  }
+}
+
+TEST(entries_are_named_as_others_do) {
+  struct kv_place place = {.id = "0123456789abcdef0011223344556677"};
+  char name[ZK_ENTRY_MAX];
+  zk_entry_name(&place, name);
+  CHECK_STR(name, "0123456789abcdef0011223344556677-lock-");
+  place.interop = "kazoo";
+  zk_entry_name(&place, name);
+  CHECK_STR(name, "0123456789abcdef0011223344556677__lock__");
+  place.interop = "curator";
+  zk_entry_name(&place, name);
+  CHECK_STR(name, "_c_01234567-89ab-cdef-0011-223344556677-lock-");
+}
+
 TEST(entries_of_a_queue) {
   char *names[] = {"0123-lock-0000000002", "4567-lock-0000000001", "other", "89ab-lock-"};
   struct String_vector vector = {4, names};
-  CHECK_STR(zk_queue_find(&vector, "4567"), names[1]);
-  CHECK(!zk_queue_find(&vector, "456"));
+  CHECK_STR(zk_queue_find(&vector, "4567-lock-"), names[1]);
+  CHECK(!zk_queue_find(&vector, "456-lock-"));
   CHECK(!zk_queue_find(&vector, ""));
-  CHECK(!zk_queue_find(NULL, "4567"));
+  CHECK(!zk_queue_find(NULL, "4567-lock-"));
 }
 
 TEST(access_control_lists) {

@@ -1,4 +1,4 @@
---- What is particular to Consul about locks: its sessions, its lock-delay, and locks of others.
+--- What is particular to Consul about locks: its sessions and its lock-delay. (Locks of others: spec/interop.)
 local kv = require("kv")
 local native = require("spec.native")
 local servers = require("spec.support.servers")
@@ -97,28 +97,6 @@ describe("consul lock", function()
       assert(other:acquire(5))
       assert(other:release())
     end
-  end)
-
-  it("excludes and is excluded by consul lock", function()
-    local lock, message, code = store:lock("foreign/.lock", {interop = "consul", value = "ours"})
-    if code == "unsupported" then pending(message) return end
-    assert(assert(lock, message):acquire(5))
-    assert.equal("ours", assert(lock:holder()).value)
-    assert.is_nil((server:try_ctl("lock", "-try=1s", "foreign", "true")))
-    assert(lock:release())
-    assert(server:try_ctl("lock", "-try=5s", "foreign", "true"))
-    local folder = util.folder()
-    local holder = assert(native.spawn{servers.consul_program(), "lock", "foreign",
-      "touch " .. folder .. "/held; sleep 2", env = {("CONSUL_HTTP_ADDR=http://127.0.0.1:%d"):format(server.port)},
-      stdout = folder .. "/out", stderr = folder .. "/out"})
-    util.eventually(function() return util.read(folder .. "/held") end, "the other one holds it", 10)
-    fails("timeout", lock:acquire(0))
-    local start = native.now()
-    assert(lock:acquire(15))
-    assert.is_true(native.now() - start > 0.5 and native.now() - start < 10)
-    assert(lock:release())
-    assert(holder:wait(10))
-    fails("unsupported", assert(store:lock("x", {interop = "kazoo"})):acquire(1))
   end)
 end)
 

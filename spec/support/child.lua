@@ -34,8 +34,8 @@ function commands.add(key, times)
   return "done"
 end
 
-function commands.lock(name, ttl, timeout, value)
-  lock = assert(store:lock(name, {ttl = tonumber(ttl), value = value}))
+function commands.lock(name, ttl, timeout, value, interop)
+  lock = assert(store:lock(name, {ttl = tonumber(ttl), value = value, interop = interop}))
   local got, message, code = lock:acquire(tonumber(timeout))
   if not got then return show(nil, message, code) end
   return ("held %d"):format(lock.token)

@@ -288,12 +288,30 @@ describe("what is not built yet", function()
   it("is unsupported, politely", function()
     for _, call in ipairs{
       function() return store:semaphore("pool", 3) end,
-      function() return store:lock("door", {interop = "etcd"}) end,
     } do
       local value, message, code = call()
       assert.is_nil(value)
       assert.is_string(message)
       assert.equal("unsupported", code)
     end
+  end)
+end)
+
+describe("locks of other programs", function()
+  it("are none on this backend, and the message says so", function()
+    local here = assert(kv.open("local:"))
+    assert.is_false(here:supports("interop"))
+    assert.is_false(here:supports("interop_order"))
+    for _, kind in ipairs{"etcd", "consul", "kazoo", "curator"} do
+      local value, message, code = here:lock("door", {interop = kind})
+      assert.is_nil(value)
+      assert.equal("unsupported", code)
+      assert.is_truthy(message:find('"door"', 1, true) and message:find(kind, 1, true), message)
+      assert.is_truthy(message:find("no locks that other programs know", 1, true), message)
+    end
+    here:close()
+    local value, message, code = here:lock("door", {interop = "etcd"})
+    assert.is_nil(value)
+    assert.equal("closed", code, message)
   end)
 end)

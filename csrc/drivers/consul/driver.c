@@ -169,14 +169,16 @@ static void watch_close(void *state, struct kv_feed *feed) {
 }
 
 static const struct kv_scheme schemes[] = {{"consul", false, 8500}, {"consuls", true, 8500}, {NULL, false, 0}};
+static const char *const interop[] = {"consul", NULL};
 
 const struct kv_driver kv_driver_consul = {
   .abi = KV_DRIVER_ABI,
   .name = "consul",
   .schemes = schemes,
   .capabilities = KV_CAN_MOVE_PLAIN | KV_CAN_TXN | KV_CAN_TTL | KV_CAN_LOCK | KV_CAN_LEASE | KV_CAN_WATCH |
-                  KV_CAN_SNAPSHOT,
+                  KV_CAN_SNAPSHOT | KV_CAN_INTEROP,
   .limits = {.value_max = CONSUL_VALUE_MAX},
+  .interop = interop,
   .attach = attach,
   .create = create,
   .close = close_slot,

@@ -22,7 +22,7 @@ bool consul_read_pair(const struct json *object, struct kv_buffer *value, struct
   if (!json_text(json_member(object, "Key"), &pair->key)) return false;
   if (!json_number(json_member(object, "ModifyIndex"), &pair->revision) || !pair->revision) return false;
   if (!json_number(json_member(object, "CreateIndex"), &pair->created) || !pair->created) return false;
-  if (!json_number(json_member(object, "Flags"), &pair->flags)) pair->flags = 0; /* somebody else's, over 2^53 */
+  pair->flags = json_rounded(json_member(object, "Flags")); /* ours are exact; somebody else's may be over 2^53 */
   if (!read_session(object, pair->session)) return false;
   if (!value) return true;
   value->size = 0;

@@ -17,7 +17,8 @@
  * deletes key and ticket, so that nothing is locked when the session is destroyed, which would start the lock-delay.
  *
  * The foreign layout ("consul": consul lock, and its Go API) has no tickets: NAME is the key, and all who wait watch
- * it.
+ * it. A key that is none of a lock's, by its flags, is left alone: it is locked together with a check that it is as it
+ * was read, or not there. Leaving deletes it here too, so that nothing is left behind; others take what is not there.
  */
 #include <stdio.h>
 #include <string.h>
@@ -27,6 +28,7 @@
 #define FOREIGN_FLAGS UINT64_C(0x2ddccbc058a50c18) /* Consul's own mark of a lock; it refuses a key with another */
 #define DELAYED 0.2  /* seconds between tries while the lock-delay lasts */
 #define CROSSED 0.02 /* the key is held by one who gives it back at once */
+#define NO_LOCK "the key is there, and is none of a lock of Consul's kind (its flags are other ones)"
 
 /* ------------------------------------------------------------------ names */
 
@@ -206,11 +208,8 @@ static bool taken(struct consul_call *call, const struct json *answer) {
   struct consul_pair pair;
   consul_lock_key(op->place, &real);
   if (!consul_txn_result(answer, slice(&real), NULL, &pair)) return false;
-  struct line line = {.ahead = 0};
-  if (!op->place->interop) {
-    line = read_line(call, json_member(answer, "Results"), true);
-    if (!line.mine) return false;
-  }
+  struct line line = read_line(call, json_member(answer, "Results"), true);
+  if (!line.mine) return false;
   answer_ahead(call, &line, pair.revision);
   if (line.ahead) {
     if (op->kind == KV_QUEUE_CLAIM) op->result.found = false; /* look again */
@@ -269,11 +268,6 @@ static void joined_and_taken(struct consul_call *call) {
 }
 
 static void join(struct consul_call *call) {
-  if (call->op->place->interop) { /* no line: claim it */
-    call->op->result.answered_ahead = true;
-    consul_finish(call, KV_OK, NULL);
-    return;
-  }
   begin_txn(call);
   lock_ticket(call);
   lock_real(call);
@@ -335,18 +329,6 @@ static bool key_answer(struct consul_call *call, struct kv_buffer *value, struct
   return good;
 }
 
-static void foreign_seen(struct consul_call *call) {
-  struct kv_op *op = call->op;
-  struct consul_pair pair;
-  uint64_t index = 0;
-  if (!key_answer(call, NULL, &pair)) return;
-  http_header_number(&call->http, "X-Consul-Index", &index);
-  op->result.found = pair.session[0] && strcmp(pair.session, session(call)) != 0;
-  memcpy(op->place->ahead, pair.session, sizeof pair.session);
-  op->place->ahead_revision = index;
-  consul_finish(call, KV_OK, NULL);
-}
-
 static void read_real(struct consul_call *call, void (*answered)(struct consul_call *call)) {
   struct consul_lock_key real;
   consul_lock_key(call->op->place, &real);
@@ -362,18 +344,15 @@ static void claimed(struct consul_call *call) {
   struct json *answer = consul_txn_answer(call);
   kv_slice what = {NULL, 0};
   if (!answer) return;
-  size_t lock = op->place->interop ? 0 : 1;
-  bool locked = !consul_txn_error(answer, lock, &what);
+  bool locked = !consul_txn_error(answer, 1, &what);
   if (call->http.status == 200) {
     if (!taken(call, answer)) consul_garbled(call);
   } else if (!locked && refused_for_good(call, answer, what)) {
     /* finished */
-  } else if (lock && consul_txn_error(answer, 0, &what)) {
+  } else if (consul_txn_error(answer, 0, &what)) {
     if (!refused_for_good(call, answer, what)) consul_finish(call, KV_LOST, "our entry in the queue is gone");
   } else if (!locked && consul_ends(what, "lock delay")) {
     op->result.retry_after = DELAYED;
-    consul_finish(call, KV_OK, NULL);
-  } else if (op->place->interop) {
     consul_finish(call, KV_OK, NULL);
   } else {
     read_queue(call);
@@ -384,14 +363,76 @@ static void claimed(struct consul_call *call) {
 static void claim(struct consul_call *call) {
   const struct kv_place *place = call->op->place;
   struct consul_lock_key ticket;
+  ticket_key(place, place->id, &ticket);
   begin_txn(call);
-  if (!place->interop) {
-    ticket_key(place, place->id, &ticket);
-    check_ours(call, &ticket);
-  }
+  check_ours(call, &ticket);
   lock_real(call);
-  if (!place->interop) get_queue(call);
+  get_queue(call);
   consul_send_txn(call, true, claimed);
+}
+
+/* ------------------------------------------------------------------ the foreign layout: the key alone */
+
+static void take_foreign(struct consul_call *call, uint64_t seen);
+
+static void foreign_refused(struct consul_call *call, const struct json *answer) {
+  struct kv_op *op = call->op;
+  kv_slice what = {NULL, 0};
+  bool told = consul_txn_error(answer, 1, &what);
+  if (refused_for_good(call, answer, what)) return;
+  if (told && consul_ends(what, "lock delay")) op->result.retry_after = DELAYED;
+  /* Else somebody was faster: AHEAD tells whether he holds it. */
+  consul_finish(call, KV_OK, NULL);
+}
+
+static void foreign_answered(struct consul_call *call) {
+  struct kv_op *op = call->op;
+  struct json *answer = consul_txn_answer(call);
+  struct consul_lock_key real;
+  struct consul_pair pair;
+  if (!answer) return;
+  consul_lock_key(op->place, &real);
+  if (call->http.status != 200) {
+    foreign_refused(call, answer);
+  } else if (!consul_txn_result(answer, slice(&real), NULL, &pair)) {
+    consul_garbled(call);
+  } else {
+    op->place->token = pair.revision;
+    op->result.answered_ahead = op->kind == KV_QUEUE_JOIN;
+    op->result.found = op->kind == KV_QUEUE_CLAIM;
+    consul_finish(call, KV_OK, NULL);
+  }
+  json_free(answer);
+}
+
+/* Lock it as it was seen at this index, 0: not there. */
+static void take_foreign(struct consul_call *call, uint64_t seen) {
+  struct consul_lock_key real;
+  consul_lock_key(call->op->place, &real);
+  begin_txn(call);
+  consul_verb(call, &(struct consul_verb){.verb = seen ? "check-index" : "check-not-exists", .key = slice(&real),
+                                          .has_index = seen != 0, .index = seen});
+  lock_real(call);
+  consul_send_txn(call, true, foreign_answered);
+}
+
+static void foreign_seen(struct consul_call *call) {
+  struct kv_op *op = call->op;
+  struct consul_pair pair;
+  uint64_t index = 0;
+  if (!key_answer(call, NULL, &pair)) return;
+  bool held = pair.session[0] && strcmp(pair.session, session(call)) != 0;
+  if (pair.revision && pair.flags != (uint64_t)(double)FOREIGN_FLAGS) { /* as near as they are read */
+    consul_finish(call, KV_FAILED, "%s", NO_LOCK);
+  } else if (op->kind == KV_QUEUE_CLAIM && !held) {
+    take_foreign(call, pair.revision);
+  } else {
+    http_header_number(&call->http, "X-Consul-Index", &index);
+    op->result.found = op->kind == KV_QUEUE_AHEAD && held;
+    memcpy(op->place->ahead, pair.session, sizeof pair.session);
+    op->place->ahead_revision = index;
+    consul_finish(call, KV_OK, NULL);
+  }
 }
 
 /* ------------------------------------------------------------------ leave */
@@ -431,18 +472,7 @@ static void leave_parts(struct consul_call *call, unsigned parts) {
   consul_lock_key(place, &real);
   call->rounds = parts;
   begin_txn(call);
-  if (place->interop) {
-    check_ours(call, &real);
-    consul_verb(call, &(struct consul_verb){.verb = "unlock",
-                                            .key = slice(&real),
-                                            .has_value = true,
-                                            .value = place->value,
-                                            .flags = FOREIGN_FLAGS,
-                                            .has_session = true,
-                                            .session = session(call)});
-  } else if (parts & PART_REAL) {
-    delete_ours(call, &real);
-  }
+  if (parts & PART_REAL) delete_ours(call, &real);
   if (parts & PART_TICKET) {
     ticket_key(place, place->id, &ticket);
     delete_ours(call, &ticket);
@@ -471,8 +501,7 @@ static void proved(struct consul_call *call) {
   const struct kv_place *place = call->op->place;
   struct consul_pair pair;
   if (!key_answer(call, NULL, &pair)) return;
-  bool stands =
-      strcmp(pair.session, session(call)) == 0 && (!place->token || place->interop || pair.revision == place->token);
+  bool stands = strcmp(pair.session, session(call)) == 0 && (!place->token || pair.revision == place->token);
   if (stands)
     consul_finish(call, KV_OK, NULL);
   else
@@ -512,23 +541,32 @@ static void wait_for(struct consul_call *call) {
   }
 }
 
+static void foreign_step(struct consul_call *call) {
+  switch (call->op->kind) {
+    case KV_QUEUE_JOIN: take_foreign(call, 0); break;
+    case KV_QUEUE_AHEAD: case KV_QUEUE_CLAIM: read_real(call, foreign_seen); break;
+    case KV_QUEUE_LEAVE: leave_parts(call, PART_REAL); break;
+    case KV_QUEUE_HEAD: read_real(call, head_told); break;
+    default: wait_for(call); break;
+  }
+}
+
 void consul_queue_step(struct consul *consul, struct kv_op *op) {
-  if (op->place->interop && strcmp(op->place->interop, "consul") != 0) {
-    kv_consul->finish(op, KV_UNSUPPORTED, "Consul knows no locks of the kind \"%s\"", op->place->interop);
+  if (op->place->interop && op->place->name.data[0] == '/') {
+    kv_consul->finish(op, KV_INVALID, "keys of Consul do not begin with a slash");
     return;
   }
   struct consul_call *call = consul_call_new(consul, op);
   if (!call) return;
+  if (op->place->interop) {
+    foreign_step(call);
+    return;
+  }
   switch (op->kind) {
     case KV_QUEUE_JOIN: join(call); break;
-    case KV_QUEUE_AHEAD:
-      if (op->place->interop)
-        read_real(call, foreign_seen);
-      else
-        read_queue(call);
-      break;
+    case KV_QUEUE_AHEAD: read_queue(call); break;
     case KV_QUEUE_CLAIM: claim(call); break;
-    case KV_QUEUE_LEAVE: leave_parts(call, op->place->interop ? PART_REAL : PART_REAL | PART_TICKET); break;
+    case KV_QUEUE_LEAVE: leave_parts(call, PART_REAL | PART_TICKET); break;
     case KV_QUEUE_HEAD: read_real(call, head_told); break;
     default: wait_for(call); break;
   }

@@ -121,14 +121,16 @@ static void watch_close(void *state, struct kv_feed *feed) {
 }
 
 static const struct kv_scheme schemes[] = {{"etcd", false, 2379}, {"etcds", true, 2379}, {NULL, false, 0}};
+static const char *const interop[] = {"etcd", NULL};
 
 const struct kv_driver kv_driver_etcd = {
   .abi = KV_DRIVER_ABI,
   .name = "etcd",
   .schemes = schemes,
   .capabilities = KV_CAN_MOVE | KV_CAN_TXN | KV_CAN_TTL | KV_CAN_LOCK | KV_CAN_LEASE | KV_CAN_WATCH | KV_CAN_RESUME |
-                  KV_CAN_EVERY_VERSION | KV_CAN_PAGING,
+                  KV_CAN_EVERY_VERSION | KV_CAN_PAGING | KV_CAN_INTEROP | KV_CAN_INTEROP_ORDER,
   .limits = {.value_max = VALUE_MAX, .lease_min = 1},
+  .interop = interop,
   .attach = attach,
   .create = create,
   .close = close_slot,

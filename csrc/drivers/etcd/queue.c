@@ -6,6 +6,9 @@
  * name of an entry alone tells one of ours whose creation was not answered. Whatever is said about our place
  * is said by a transaction that also compares its create revision: an entry that expired and a queue that moved on
  * are never taken for ours.
+ *
+ * The foreign layout ("etcd": Go's concurrency.Mutex, etcdctl lock) is this one under a name of the user's: only the
+ * range differs. As in Go it holds all keys that begin with NAME/, those of a lock NAME/MORE too.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -118,7 +121,7 @@ static bool decode_ahead(struct etcd_call *call, kv_slice message) {
   call->op->result.found = ahead.created != 0;
   if (!ahead.created) return true;
   etcd_lock_key(place, &key);
-  if (ahead.key.size <= key.prefix || memcmp(ahead.key.data, key.data, key.prefix) != 0) return false;
+  if (ahead.key.size < key.prefix || memcmp(ahead.key.data, key.data, key.prefix) != 0) return false;
   kv_slice name = {ahead.key.data + key.prefix, ahead.key.size - key.prefix};
   if (name.size >= sizeof place->ahead || memchr(name.data, '\0', name.size)) {
     call->failure = KV_FAILED; /* somebody else's key in our queue */
@@ -240,10 +243,6 @@ void etcd_queue_prove(struct etcd_call *call) {
 
 void etcd_queue_step(struct etcd *etcd, struct kv_op *op) {
   const struct etcd_exchange *exchange;
-  if (op->place->interop && strcmp(op->place->interop, "etcd") != 0) {
-    kv_etcd->finish(op, KV_UNSUPPORTED, "etcd knows no locks of the kind \"%s\"", op->place->interop);
-    return;
-  }
   switch (op->kind) {
     case KV_QUEUE_JOIN: exchange = &join; break;
     case KV_QUEUE_AHEAD: exchange = &ahead; break;

@@ -81,7 +81,7 @@ static bool touches_reserved(const struct kv_op *op) {
 static void start(void *state, struct kv_op *op) {
   struct zk *zk = state;
   if (touches_reserved(op)) {
-    kv_zk->finish(op, KV_UNSUPPORTED, "\"zookeeper\" at the root is the server's own");
+    kv_zk->finish(op, KV_UNSUPPORTED, ZK_RESERVED);
     return;
   }
   switch (op->kind) {
@@ -115,15 +115,18 @@ static void watch_close(void *state, struct kv_feed *feed) {
 }
 
 static const struct kv_scheme schemes[] = {{"zk", false, 2181}, {"zks", true, 2181}, {NULL, false, 0}};
+static const char *const interop[] = {"kazoo", "curator", NULL};
 
 const struct kv_driver kv_driver_zookeeper = {
   .abi = KV_DRIVER_ABI,
   .name = "zookeeper",
   .schemes = schemes,
-  .capabilities = KV_CAN_MOVE | KV_CAN_TXN | KV_CAN_TTL | KV_CAN_LOCK | KV_CAN_LEASE | KV_CAN_WATCH | KV_CAN_SNAPSHOT,
+  .capabilities = KV_CAN_MOVE | KV_CAN_TXN | KV_CAN_TTL | KV_CAN_LOCK | KV_CAN_LEASE | KV_CAN_WATCH | KV_CAN_SNAPSHOT |
+                  KV_CAN_INTEROP | KV_CAN_INTEROP_ORDER,
   /* A tick, as servers are delivered. Where it is longer than a quarter of a session, a quarter is enough: the shortest
    * session has two ticks, and followers tell the leader twice a tick who is alive. */
   .limits = {.value_max = ZK_VALUE_MAX, .lease_min = 0.2, .renew_margin = 2},
+  .interop = interop,
   .attach = attach,
   .create = create,
   .close = close_slot,

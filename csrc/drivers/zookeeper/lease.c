@@ -23,7 +23,7 @@ struct zk_lease {
   struct zk_session *session;
   bool shared;                     /* the session is not its own */
   char *queue;                     /* owned: an entry may be in this queue; NULL: certainly not */
-  char entry[KV_PLACE_ID_MAX + 1]; /* what its name begins with */
+  char entry[ZK_ENTRY_MAX];        /* what its name begins with */
   struct zk_call *cleaner;         /* removes it */
   struct zk_call *revoker;         /* waits for that, or NULL */
 };
@@ -47,14 +47,14 @@ struct zk_session *zk_lease_session(struct zk *zk, const struct kv_lease_ref *re
   return lease ? lease->session : NULL;
 }
 
-bool zk_lease_note(struct zk *zk, const struct kv_lease_ref *ref, const char *queue, const char *id) {
+bool zk_lease_note(struct zk *zk, const struct kv_lease_ref *ref, const char *queue, const char *entry) {
   struct zk_lease *lease = find(zk, ref);
   if (!lease) return true;
   char *copy = queue ? strdup(queue) : NULL;
   if (queue && !copy) return false;
   free(lease->queue);
   lease->queue = copy;
-  snprintf(lease->entry, sizeof lease->entry, "%s", id ? id : "");
+  snprintf(lease->entry, sizeof lease->entry, "%s", entry ? entry : "");
   return true;
 }
 

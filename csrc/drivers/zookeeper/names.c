@@ -60,8 +60,32 @@ bool zk_parent(char *path) {
 
 /* ------------------------------------------------------------------ lock queues */
 
+void zk_entry_name(const struct kv_place *place, char *name) {
+  const char *id = place->id;
+  if (!place->interop)
+    snprintf(name, ZK_ENTRY_MAX, "%s-lock-", id);
+  else if (strcmp(place->interop, "kazoo") == 0)
+    snprintf(name, ZK_ENTRY_MAX, "%s__lock__", id);
+  else
+    snprintf(name, ZK_ENTRY_MAX, "_c_%.8s-%.4s-%.4s-%.4s-%s-lock-", id, id + 8, id + 12, id + 16, id + 20);
+}
+
+/* As others spell it, but for slashes that say nothing. */
+static char *foreign_path(kv_slice name) {
+  char *path = malloc(name.size + 2), *at = path;
+  if (!path) return NULL;
+  for (size_t i = 0; i < name.size; i++) {
+    if (name.data[i] == '/') continue;
+    if (i == 0 || name.data[i - 1] == '/') *at++ = '/';
+    *at++ = name.data[i];
+  }
+  *at = '\0';
+  return path;
+}
+
 char *zk_queue_path(const struct kv_place *place) {
   static const char area[] = "/.kv/lock/";
+  if (place->interop) return foreign_path(place->name);
   char *path = malloc(sizeof area + 3 * place->name.size);
   if (!path) return NULL;
   char *at = path + sizeof area - 1;

@@ -9,6 +9,10 @@
  * The list of names read behind the creation in the same round trip is at least as new as the creation, which a
  * quorum has committed: who was ahead then is in it, unless he has left, which is final. So nobody ahead in that list
  * is as good as a claim.
+ *
+ * The foreign layouts are the same recipe under the path that the user names; an entry of ours is named as theirs are:
+ * "kazoo" (Python) ID__lock__NUMBER, "curator" (Java) _c_UUID-lock-NUMBER. Whoever has a number in that queue stands in
+ * line by it, of whichever kind: kazoo's shared locks too, which its exclusive lock overlooks.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -16,15 +20,13 @@
 
 #include "zookeeper.h"
 
-#define INFIX "-lock-"
-
 /* Of a step: in call->data. */
 struct step {
   char *queue;            /* owned: path of the queue */
   zoo_op_t op;
   zoo_op_result_t result;
   int check;              /* what came of it */
-  int depth;              /* of queue nodes being made */
+  size_t depth;           /* of queue nodes being made: bytes of the path */
   bool found, read;
   struct zk_lookout *lookout;
 };
@@ -50,24 +52,27 @@ static void free_step(struct zk_call *call) {
 /* ------------------------------------------------------------------ names in a queue */
 
 static bool number_of(const char *name, int32_t *number) {
-  const char *infix = strstr(name, INFIX);
-  if (!infix) return false;
-  char *end;
-  long long value = strtoll(infix + strlen(INFIX), &end, 10);
-  *number = (int32_t)value;
-  return end != infix + strlen(INFIX) && !*end;
+  static const char *const infixes[] = {"-lock-", "__lock__", "__rlock__"};
+  for (size_t i = 0; i < sizeof infixes / sizeof *infixes; i++) {
+    const char *infix = strstr(name, infixes[i]);
+    if (!infix) continue;
+    const char *digits = infix + strlen(infixes[i]);
+    char *end;
+    long long value = strtoll(digits, &end, 10);
+    *number = (int32_t)value;
+    if (end != digits && !*end) return true;
+  }
+  return false;
 }
 
 static bool is_before(int32_t a, int32_t b) {
   return (int32_t)((uint32_t)a - (uint32_t)b) < 0;
 }
 
-const char *zk_queue_find(const struct String_vector *names, const char *id) {
-  size_t size = strlen(id);
-  for (int32_t i = 0; names && size && i < names->count; i++) {
-    const char *name = names->data[i];
-    if (strncmp(name, id, size) == 0 && strncmp(name + size, INFIX, strlen(INFIX)) == 0) return name;
-  }
+const char *zk_queue_find(const struct String_vector *names, const char *entry) {
+  size_t size = strlen(entry);
+  for (int32_t i = 0; names && size && i < names->count; i++)
+    if (strncmp(names->data[i], entry, size) == 0) return names->data[i];
   return NULL;
 }
 
@@ -124,14 +129,35 @@ static void join_list(int result, const struct String_vector *names, const void 
 
 static void made_queue(int result, const char *path, const void *data);
 
-/* "/.kv", "/.kv/lock" and the queue itself, one after the other. */
+/* Is the path so far the queue, and not a node above it? */
+static bool is_whole(const struct step *step) {
+  return !step->queue[step->depth];
+}
+
+/* A queue that is used seldom may go by itself. kazoo makes its own once and expects it to stay; Curator has all go. */
+static int queue_mode(const struct zk_call *call) {
+  const char *interop = call->op->place->interop;
+  bool stays = interop ? strcmp(interop, "kazoo") == 0 : !is_whole(call->data);
+  return stays || call->zk->no_containers ? ZOO_PERSISTENT : ZOO_CONTAINER;
+}
+
+/* The nodes above the queue and the queue itself, one after the other: the first step->depth bytes of its path. */
 static void make_queue(struct zk_call *call) {
   struct step *step = call->data;
-  static const char *const areas[] = {"/.kv", "/.kv/lock"};
-  bool last = step->depth == 2;
-  int mode = last && !call->zk->no_containers ? ZOO_CONTAINER : ZOO_PERSISTENT;
-  const char *path = last ? step->queue : areas[step->depth];
-  zk_sent(call, zoo_acreate(call->session->handle, path, NULL, -1, &call->zk->acl.vector, mode, made_queue, call));
+  char *path = strdup(step->queue);
+  if (!path) {
+    zk_finish(call, KV_FAILED, "out of memory");
+    return;
+  }
+  path[step->depth] = '\0';
+  zk_sent(call, zoo_acreate(call->session->handle, path, NULL, -1, &call->zk->acl.vector, queue_mode(call), made_queue,
+                            call));
+  free(path);
+}
+
+static void deeper(struct step *step) {
+  size_t at = step->depth + 1; /* behind the slash */
+  step->depth = at + strcspn(step->queue + at, "/");
 }
 
 static void made_queue(int result, const char *path, const void *data) {
@@ -142,10 +168,13 @@ static void made_queue(int result, const char *path, const void *data) {
   if (result == ZUNIMPLEMENTED && !call->zk->no_containers) {
     call->zk->no_containers = true;
     make_queue(call);
-  } else if (result == ZOK || result == ZNODEEXISTS || (result == ZNOAUTH && step->depth < 2)) {
-    bool last = step->depth++ == 2;
-    if (last) join(call);
-    else make_queue(call);
+  } else if (result == ZOK || result == ZNODEEXISTS || (result == ZNOAUTH && !is_whole(step))) {
+    if (is_whole(step)) {
+      join(call);
+      return;
+    }
+    deeper(step);
+    make_queue(call);
   } else if (result == ZNONODE) {
     if (zk_again(call)) join(call);
   } else {
@@ -165,6 +194,7 @@ static void joined(int result, const char *path, const struct Stat *stat, const 
     snprintf(place->ticket, sizeof place->ticket, "%s", name ? name + 1 : path);
   } else if (result == ZNONODE) {
     step->depth = 0;
+    deeper(step);
     call->write_sent = false;
     if (zk_again(call)) make_queue(call);
   } else {
@@ -175,10 +205,10 @@ static void joined(int result, const char *path, const struct Stat *stat, const 
 static void create_entry(struct zk_call *call) {
   struct kv_place *place = call->op->place;
   struct step *step = call->data;
-  char name[KV_PLACE_ID_MAX + sizeof INFIX];
-  snprintf(name, sizeof name, "%s%s", place->id, INFIX);
+  char name[ZK_ENTRY_MAX];
+  zk_entry_name(place, name);
   char *path = entry_path(call, name);
-  if (!path || !zk_lease_note(call->zk, place->lease, step->queue, place->id)) {
+  if (!path || !zk_lease_note(call->zk, place->lease, step->queue, name)) {
     free(path);
     zk_finish(call, KV_FAILED, "out of memory");
     return;
@@ -213,7 +243,9 @@ static void join_looked(int result, const struct String_vector *names, const voi
   struct zk_call *call = zk_answered(data);
   if (!call) return;
   struct kv_place *place = call->op->place;
-  const char *name = result == ZOK ? zk_queue_find(names, place->id) : NULL;
+  char entry[ZK_ENTRY_MAX];
+  zk_entry_name(place, entry);
+  const char *name = result == ZOK ? zk_queue_find(names, entry) : NULL;
   if (result != ZOK && result != ZNONODE) {
     zk_fail(call, result);
   } else if (!name) {
@@ -324,7 +356,9 @@ static void leave_entry(struct zk_call *call, const char *name) {
 static void leave_list(int result, const struct String_vector *names, const void *data) {
   struct zk_call *call = zk_answered(data);
   if (!call) return;
-  const char *name = result == ZOK ? zk_queue_find(names, call->op->place->id) : NULL;
+  char entry[ZK_ENTRY_MAX];
+  zk_entry_name(call->op->place, entry);
+  const char *name = result == ZOK ? zk_queue_find(names, entry) : NULL;
   if (result != ZOK && result != ZNONODE) {
     zk_fail(call, result);
   } else if (name) {
@@ -484,10 +518,6 @@ static void run(struct zk_call *call) {
 
 void zk_queue_step(struct zk *zk, struct kv_op *op) {
   struct zk_session *session = op->kind == KV_QUEUE_HEAD ? zk_main(zk) : zk_lease_session(zk, op->place->lease);
-  if (op->place->interop) {
-    kv_zk->finish(op, KV_UNSUPPORTED, "locks of the kind \"%.40s\" are not there in this version", op->place->interop);
-    return;
-  }
   if (!session && op->kind != KV_QUEUE_HEAD) {
     if (op->kind == KV_QUEUE_LEAVE) kv_zk->finish(op, KV_OK, NULL); /* it went with its session */
     else kv_zk->finish(op, KV_LOST, "the session has expired");
@@ -498,7 +528,8 @@ void zk_queue_step(struct zk *zk, struct kv_op *op) {
   struct step *step = calloc(1, sizeof *step);
   call->data = step;
   call->clear = free_step;
-  if (step) step->queue = zk_queue_path(op->place);
+  if (step) step->queue = zk_queue_path(op->place); /* with at least one segment, as the core checks names */
   if (!step || !step->queue) zk_finish(call, KV_FAILED, "out of memory");
+  else if (zk_is_reserved(zk_key(step->queue))) zk_finish(call, KV_UNSUPPORTED, ZK_RESERVED);
   else zk_call_start(call, run);
 }

@@ -209,8 +209,11 @@ void zk_acl_free(struct zk_acl *acl);
 struct ACL_vector *zk_acl_mark(struct zk_acl *acl, int64_t ttl);
 /* The time to live that such a list tells, 0: none. */
 int64_t zk_acl_marked(const struct ACL_vector *vector);
-/* "/.kv/lock/NAME", NAME escaped. NULL: out of memory. */
+/* "/.kv/lock/NAME", NAME escaped; of a foreign layout the path itself. NULL: out of memory. */
 char *zk_queue_path(const struct kv_place *place);
+/* What our entry is called, before its number. */
+#define ZK_ENTRY_MAX (KV_PLACE_ID_MAX + 16)
+void zk_entry_name(const struct kv_place *place, char *name);
 
 /* ------------------------------------------------------------------ session.c, link.c */
 
@@ -260,6 +263,7 @@ void zk_finish(struct zk_call *call, kv_code code, const char *format, ...) KV_P
 /* With what an error of the library means. */
 void zk_fail(struct zk_call *call, int result);
 kv_code zk_code(int result, bool write_sent);
+#define ZK_RESERVED "\"zookeeper\" at the root is the server's own"
 #define ZK_STUCK "keys stand below it, so that ZooKeeper cannot change how long it lives"
 #define ZK_NO_TTL                                                                        \
   "a time to live needs a server that is started with -Dzookeeper.extendedTypesEnabled=true " \
@@ -297,14 +301,14 @@ void zk_lease_revoke(struct zk *zk, struct kv_op *op);
 /* The session of a lease, NULL: gone. */
 struct zk_session *zk_lease_session(struct zk *zk, const struct kv_lease_ref *ref);
 /* An entry may be or is in a queue under this lease; NULL: certainly not any more. */
-bool zk_lease_note(struct zk *zk, const struct kv_lease_ref *ref, const char *queue, const char *id);
+bool zk_lease_note(struct zk *zk, const struct kv_lease_ref *ref, const char *queue, const char *entry);
 void zk_leases_lost(struct zk_session *session); /* the session has expired */
 void zk_leases_free(struct zk *zk);
 
 /* queue.c */
 void zk_queue_step(struct zk *zk, struct kv_op *op);
-/* Find the entry that begins with this id; NULL: none. */
-const char *zk_queue_find(const struct String_vector *names, const char *id);
+/* Find the entry that is called so, before its number; NULL: none. */
+const char *zk_queue_find(const struct String_vector *names, const char *entry);
 void zk_lookouts_lost(struct zk_session *session);
 void zk_queue_cancel_wait(struct zk_call *call);
 

@@ -90,7 +90,7 @@ local function run(context)
   if given.ttl == 0 then options.fail(MISUSE, "--ttl must be more than 0") end
   local store = context:open()
   local value = given.value or ("%s %d"):format(process.hostname(), process.getpid())
-  local lock = context:check(store:lock(name, {ttl = given.ttl, value = value}))
+  local lock = context:check(store:lock(name, {ttl = given.ttl, value = value, interop = given.interop}))
   catch_signals(process)
   local got = acquire(context, lock, given.wait)
   -- A signal that came since has no command to go to yet.
@@ -131,5 +131,7 @@ return {
     {name = "grace", argument = "SECONDS", kind = "seconds",
       help = "time between TERM and KILL when the lock is lost; default: 5"},
     {name = "value", argument = "TEXT", kind = "text", help = "shown to others; default: host and process id"},
+    {name = "interop", argument = "KIND", kind = "text",
+      help = "share the lock with other programs: etcd, consul, kazoo or curator. NAME is then theirs"},
   },
 }
