@@ -100,6 +100,7 @@ CORE_SO := $(OUT)/kv/core.so
 PROCESS_SO := $(OUT)/kv/process.so
 DRIVER_SO := $(patsubst %,$(OUT)/kv/driver/%.so,$(USED))
 LAUNCHER := $(OUT)/bin/kv
+COMPLETIONS := $(OUT)/completions/kv.bash $(OUT)/completions/_kv
 SUPPORT_SO := $(OUT)/spec/native.so
 PROXY := $(BUILD)/support/proxy
 HOST := $(BUILD)/support/host
@@ -118,7 +119,7 @@ MAKEFLAGS += --no-builtin-rules
 .SECONDARY:
 .PHONY: all all-luas demo test check torture bench install install-module uninstall clean c-units support host fuzz fuzzers notes FORCE
 
-all: notes $(CORE_SO) $(PROCESS_SO) $(DRIVER_SO) $(LAUNCHER)
+all: notes $(CORE_SO) $(PROCESS_SO) $(DRIVER_SO) $(LAUNCHER) $(COMPLETIONS)
 
 notes:
 	@command -v '$(PKG_CONFIG)' >/dev/null || echo "kv: $(PKG_CONFIG) was not found, and nothing can be found without it" >&2
@@ -190,9 +191,17 @@ package.cpath = [==[$$lib/?.so;]==] .. package.cpath" "$$share/kv/cli.lua" "$$@"
 endef
 
 $(LAUNCHER): export TEXT = $(call launcher_text,$(CURDIR)/lua,$(abspath $(OUT)))
-$(LAUNCHER): Makefile
+# Made again when the folder has moved.
+$(LAUNCHER): FORCE
 	@mkdir -p $(@D)
-	@printf '%s\n' "$$TEXT" >$@ && chmod 755 $@
+	@printf '%s\n' "$$TEXT" | cmp -s - $@ || { printf '%s\n' "$$TEXT" >$@ && chmod 755 $@; }
+
+# Made from the command line's own tables; sourced where bash and zsh look for them.
+$(OUT)/completions/kv.bash: KIND := bash
+$(OUT)/completions/_kv: KIND := zsh
+$(COMPLETIONS): $(wildcard lua/kv/cli/*.lua)
+	@mkdir -p $(@D)
+	@$(LUA_INTERPRETER) lua/kv/cli/completion.lua $(KIND) >$@
 
 SHARE := $(PREFIX)/share/lua/$(LUA_VERSION)
 LIB := $(PREFIX)/lib/lua/$(LUA_VERSION)
@@ -201,6 +210,8 @@ install: export TEXT = $(call launcher_text,$(SHARE),$(LIB))
 install: install-module
 	install -d '$(DESTDIR)$(PREFIX)/bin'
 	@printf '%s\n' "$$TEXT" >'$(DESTDIR)$(PREFIX)/bin/kv' && chmod 755 '$(DESTDIR)$(PREFIX)/bin/kv'
+	install -D -m 644 $(OUT)/completions/kv.bash '$(DESTDIR)$(PREFIX)/share/bash-completion/completions/kv'
+	install -D -m 644 $(OUT)/completions/_kv '$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_kv'
 
 # All but the command; LuaRocks makes that itself.
 install-module: all
@@ -211,7 +222,8 @@ install-module: all
 	  install -D -m 644 "$$file" '$(DESTDIR)$(SHARE)'/"$$file" || exit 1; done
 
 uninstall:
-	rm -rf '$(DESTDIR)$(LIB)/kv' '$(DESTDIR)$(SHARE)/kv' '$(DESTDIR)$(PREFIX)/bin/kv'
+	rm -rf '$(DESTDIR)$(LIB)/kv' '$(DESTDIR)$(SHARE)/kv' '$(DESTDIR)$(PREFIX)/bin/kv' \
+	  '$(DESTDIR)$(PREFIX)/share/bash-completion/completions/kv' '$(DESTDIR)$(PREFIX)/share/zsh/site-functions/_kv'
 
 # ---------------------------------------------------------------- tests
 

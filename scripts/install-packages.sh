@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what kv needs from Debian, by groups: build, test, bench, check.
+# Installs what kv needs from Debian, by groups: build, test, bench, check, docs.
 #
 #   scripts/install-packages.sh build test
 #
@@ -15,10 +15,12 @@ packages_of() {
     test) echo lua5.1 liblua5.1-0-dev 'luajit2|luajit' 'libluajit2-5.1-dev|libluajit-5.1-dev' lua-busted etcd-server \
       etcd-client openssl curl lua-cqueues lua-luv lua-copas lua-socket \
       nginx-light libnginx-mod-http-lua lua-resty-core zookeeper libzookeeper-java default-jre-headless \
-      python3-kazoo libcurator-recipes-java libbsh-java ;;
+      python3-kazoo libcurator-recipes-java libbsh-java \
+      zsh lua5.3 liblua5.3-dev luarocks chromium chromium-driver ;;
     bench) echo golang-go golang-etcd-server-dev golang-github-docker-libkv-dev nghttp2-client wrk ;;
     check) echo clang libclang-rt-dev lua-check shellcheck cppcheck valgrind lua5.2 liblua5.2-dev lua5.3 liblua5.3-dev luarocks \
       util-linux ;;
+    docs) echo lua-ldoc ;;
     *) return 1 ;;
   esac
 }
@@ -38,12 +40,12 @@ missing_of() {
 }
 
 if [ $# -eq 0 ]; then
-  echo "usage: $0 build|test|bench|check..." >&2
+  echo "usage: $0 build|test|bench|check|docs..." >&2
   exit 2
 fi
 for group in "$@"; do
   if ! packages_of "$group" >/dev/null; then
-    echo "$0: there is no group '$group' (build, test, bench, check)" >&2
+    echo "$0: there is no group '$group' (build, test, bench, check, docs)" >&2
     exit 2
   fi
 done

@@ -14,6 +14,7 @@
  *   caught() -> number, from_terminal | nil
  *   reset(numbers)           the system's own behaviour for these signals
  *   signal(name) -> number   isatty(fd)   broken(fd): has the reader of this pipe or socket gone?
+ *   columns(fd) -> width of this terminal | nil
  *   clock() -> seconds of a steady clock   sleep(seconds)   getpid()   hostname()
  */
 #include <errno.h>
@@ -26,6 +27,7 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
 #include <sys/wait.h>
@@ -354,6 +356,14 @@ static int process_isatty(lua_State *L) {
   return 1;
 }
 
+static int process_columns(lua_State *L) {
+  struct winsize size;
+  memset(&size, 0, sizeof size);
+  if (ioctl((int)luaL_checkinteger(L, 1), TIOCGWINSZ, &size) != 0 || size.ws_col == 0) return 0;
+  lua_pushinteger(L, size.ws_col);
+  return 1;
+}
+
 static int process_broken(lua_State *L) {
   struct pollfd polled = {.fd = (int)luaL_checkinteger(L, 1), .events = 0};
   lua_pushboolean(L, poll(&polled, 1, 0) == 1 && (polled.revents & (POLLERR | POLLNVAL)));
@@ -397,6 +407,7 @@ int luaopen_kv_process(lua_State *L) {
   static const luaL_Reg functions[] = {
       {"spawn", process_spawn},   {"catch", process_catch},   {"caught", process_caught},   {"reset", process_reset},
       {"signal", process_signal}, {"isatty", process_isatty}, {"broken", process_broken},   {"clock", process_clock},
+      {"columns", process_columns},
       {"sleep", process_sleep},   {"getpid", process_getpid}, {"hostname", process_hostname}, {NULL, NULL}};
   luaL_newmetatable(L, CHILD_NAME);
   lua_newtable(L);

@@ -109,13 +109,21 @@ end)
 describe("kv", function()
   it("explains itself", function()
     local help = succeeds(nil, "--help")
-    for _, name in ipairs{"get", "put", "delete", "list", "watch", "lock", "info", "version"} do
+    for _, name in ipairs{"get", "put", "delete", "list", "watch", "lock", "copy", "export", "import", "bench", "info",
+      "version"} do
       assert.truthy(help:find("\n  " .. name .. " ", 1, true), name)
       local own = succeeds(nil, name, "--help")
       assert.truthy(own:find("Usage: kv [-s URL] " .. name, 1, true), name)
       assert.equal(own, succeeds(nil, "help", name))
     end
     assert.truthy(succeeds(nil, "version"):find("^kv %d+%.%d+%.%d+ %(.*local.*%)\n$"))
+  end)
+
+  it("is in README.md as it explains itself", function()
+    local readme = require("spec.support.util").read("README.md")
+    for line in succeeds(nil, "--help"):gmatch("[^\n]+") do
+      assert.truthy(readme:find("\n    " .. line .. "\n", 1, true), line)
+    end
   end)
 
   it("answers misuse with status 2 and something to act on", function()
@@ -157,5 +165,35 @@ describe("kv", function()
     local known = cjson.decode(succeeds(url, "info", "--json"))
     assert.equal("local", known.backend)
     assert.is_true(#known.capabilities > 3)
+  end)
+end)
+
+describe("kv bench", function()
+  it("measures each operation, and leaves nothing behind", function()
+    local url = cli.url()
+    succeeds(url, "put", "mine", "1")
+    local names = {}
+    for line in succeeds(url, "bench", "--json", "--seconds", "0.1", "--tasks", "4", "--keys", "10"):gmatch("[^\n]+") do
+      local result = cjson.decode(line)
+      names[#names + 1] = result.operation
+      assert.is_true(result.count > 0 and result.per_second > 0)
+      assert.is_true(result.p50_ms <= result.p99_ms and result.p99_ms <= result.max_ms)
+    end
+    assert.same({"put", "get", "lock", "watch"}, names)
+    assert.equal("mine\n", succeeds(url, "list"))
+    assert.truthy(succeeds(url, "bench", "get", "--seconds", "0.05"):find("\nget +%d+ +[%d.]+ +[%d.]+ +[%d.]+\n$"))
+    fails(2, url, "bench", "pot")
+  end)
+
+  it("cleans up when it is interrupted", function()
+    local util, kv = require("spec.support.util"), require("kv")
+    local url = cli.url()
+    local process = cli.start(url, "bench", "put", "--seconds", "60")
+    local store = assert(kv.open(url))
+    util.eventually(function() return #store:list("", {keys_only = true}) > 0 end, "it has begun")
+    process:kill("INT")
+    assert.same({"exit", 128 + 2}, {process:wait(cli.patience)})
+    assert.equal(0, #store:list(""))
+    store:close()
   end)
 end)

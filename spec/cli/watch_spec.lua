@@ -45,6 +45,22 @@ describe("kv watch", function()
     assert.equal("exit", (shell:wait(cli.patience)))
   end)
 
+  it("gives a pipe whole lines", function()
+    local url, values = cli.url(), {}
+    for i = 1, 500 do values["s/k" .. i] = ("v"):rep(i % 50) end
+    local store = assert(require("kv").open(url))
+    assert(store:put_many(values))
+    store:close()
+    -- dd shows what one read() gives: a buffer that is simply full would end in the middle of a line.
+    local native, util = require("spec.native"), require("spec.support.util")
+    local out = util.folder() .. "/out"
+    local program = ("%s/%s/bin/kv"):format(os.getenv("KV_BUILD") or "build", os.getenv("KV_LUA") or "lua5.4")
+    local shell = assert(native.spawn{"sh", "-c", '"$0" "$@" | dd bs=65536 count=1 status=none', program, "-s", url,
+      "watch", "-r", "s", "--json", "-n", "500", stdout = out})
+    assert.equal("exit", (shell:wait(cli.patience)))
+    assert.truthy(util.read(out):find('^{"type":"put","key":"s/k1",.*}\n$'), util.read(out):sub(-100))
+  end)
+
   it("says that the server is away and goes on trying", function()
     local native, util = require("spec.native"), require("spec.support.util")
     local port = native.port()

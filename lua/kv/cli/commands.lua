@@ -1,7 +1,9 @@
 -- The commands that read and write. Each is a table that main.lua runs and makes the help from.
 
+local export = require("kv.cli.export")
 local format = require("kv.cli.format")
 local options = require("kv.cli.options")
+local tree = require("kv.cli.tree")
 
 local NOT_FOUND = 3
 
@@ -93,10 +95,7 @@ local function list(context)
     for _, pair in ipairs(context:check(store:list(directory, settings))) do print_pair(context, pair) end
     return
   end
-  local pages = context:check(store:pages(directory, settings))
-  while true do
-    local page = context:check(pages())
-    if not page then return end
+  for page in tree.pages(context, store, directory, settings) do
     for _, pair in ipairs(page) do print_pair(context, pair) end
   end
 end
@@ -132,6 +131,7 @@ local function watch(context)
   local open = given.recursive and store.watch_tree or store.watch
   local events = context:check(open(store, context.arguments[1], settings))
   local state, count, wait = {}, 0, 0
+  io.stdout:setvbuf("line") -- a pipe's reader gets whole lines, each at once
   while true do
     local event, message, code = events:next(wait)
     if event then
@@ -252,6 +252,10 @@ return {
     },
   },
   require("kv.cli.lock"),
+  require("kv.cli.copy"),
+  export.export,
+  export.import,
+  require("kv.cli.bench"),
   {
     name = "info", usage = "[--json]", arguments = {0, 0}, run = info, summary = "reach the store and tell about it",
     details = "Reaches the server, and prints what it is and what it can do.",

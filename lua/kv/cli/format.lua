@@ -50,6 +50,23 @@ function format.base64(text)
   return table.concat(out)
 end
 
+local VALUE_OF = {}
+for i = 1, #ALPHABET do VALUE_OF[ALPHABET:byte(i)] = i - 1 end
+
+-- The bytes behind base64; nil when it is none.
+function format.from_base64(text)
+  local body, padding = text:match("^([%w+/]*)(=?=?)$")
+  if not body or #text % 4 ~= 0 then return nil end
+  local out = {}
+  for i = 1, #body, 4 do
+    local a, b, c, d = body:byte(i, i + 3)
+    local bits = VALUE_OF[a] * 262144 + VALUE_OF[b] * 4096 + (VALUE_OF[c] or 0) * 64 + (VALUE_OF[d] or 0)
+    out[#out + 1] = string.char(math.floor(bits / 65536), math.floor(bits / 256) % 256, bits % 256)
+  end
+  local bytes = table.concat(out)
+  return bytes:sub(1, #bytes - #padding)
+end
+
 local SHORT = {['"'] = '\\"', ["\\"] = "\\\\", ["\n"] = "\\n", ["\r"] = "\\r", ["\t"] = "\\t"}
 
 local function json_string(text)

@@ -4,18 +4,13 @@
 -- run(context), which returns an exit status, or nothing for 0; it fails by options.fail() or context:check().
 
 local commands = require("kv.cli.commands")
+local COMMON = require("kv.cli.common")
 local options = require("kv.cli.options")
 
 local main = {}
 
 local DONE, FAILED, MISUSE, NOT_FOUND, NO_LOCK = 0, 1, 2, 3, 4
 main.status = {done = DONE, failed = FAILED, misuse = MISUSE, not_found = NOT_FOUND, no_lock = NO_LOCK}
-
-local COMMON = {
-  {name = "store", short = "s", argument = "URL", kind = "text", help = "the store to use; default: $KV_URL"},
-  {name = "timeout", argument = "SECONDS", kind = "seconds", help = "limit for one operation; default: 5"},
-  {name = "help", short = "h", kind = "flag", help = "show this, or a command's own help"},
-}
 
 -- Codes that are the caller's mistake. Everything else is 1, and locks have their own.
 local STATUS_OF = {invalid = MISUSE}
@@ -79,6 +74,7 @@ end
 
 -- For people, while the command goes on.
 function context_methods:note(text, ...)
+  self:flush() -- what was printed before stands before it
   io.stderr:write("kv: ", self.command.name, ": ", text:format(...), "\n")
 end
 
@@ -89,6 +85,15 @@ function context_methods:check(...)
   return ...
 end
 
+-- A store of this URL, closed when the command ends.
+function context_methods:open_url(url)
+  if self.options.timeout == 0 then options.fail(MISUSE, "--timeout must be more than 0") end
+  local settings = self.options.timeout and {timeout = self.options.timeout} or nil
+  local store = self:check(self.kv.open(url, settings))
+  self.opened[#self.opened + 1] = store
+  return store
+end
+
 -- The store that was named, opened when first asked for.
 function context_methods:open()
   if self.store then return self.store end
@@ -97,9 +102,7 @@ function context_methods:open()
     options.fail(MISUSE, "which store? Give -s URL or set KV_URL, for example: kv -s local:/tmp/try %s",
       self.command.name)
   end
-  local settings = self.options.timeout and {timeout = self.options.timeout} or nil
-  if self.options.timeout == 0 then options.fail(MISUSE, "--timeout must be more than 0") end
-  self.store = self:check(self.kv.open(url, settings))
+  self.store = self:open_url(url)
   return self.store
 end
 
@@ -150,7 +153,8 @@ local function dispatch(words, state)
   local arguments, _, behind = options.parse(command_options(command), words, at + 1, given, {split = command.split})
   if given.help then return show_help(name) end
   check_count(command, arguments)
-  local context = {command = command, options = given, arguments = arguments, behind = behind}
+  local context = {command = command, options = given, arguments = arguments, behind = behind,
+    opened = {}}
   setmetatable(context, context_meta)
   state.context = context
   context.process = load_module("kv.process")
@@ -185,8 +189,7 @@ function main.run(words)
   end
   local ok, result = xpcall(function() return dispatch(words, state) end, handler)
   if not ok then result = report(result, state) end
-  local store = state.context and state.context.store
-  if store then store:close() end
+  for _, store in ipairs(state.context and state.context.opened or {}) do store:close() end
   return result
 end
 

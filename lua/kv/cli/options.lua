@@ -3,6 +3,7 @@
 --   {name = "ttl", short = "t", argument = "SECONDS", kind = "seconds", help = "..."}
 --
 -- kind: "flag" (without argument), "text", "seconds" (0 or more), "count" (whole, from 1), "revision" (whole, from 0).
+-- many = true: may be given several times; the result is a list.
 
 local options = {}
 
@@ -70,6 +71,16 @@ local function read_value(known, shown, text)
   return value
 end
 
+local function set(result, option, value)
+  if not option.many then
+    result[option.name] = value
+    return
+  end
+  local list = result[option.name] or {}
+  list[#list + 1] = value
+  result[option.name] = list
+end
+
 local function long_names(known)
   local names = {}
   for i, option in ipairs(known) do names[i] = option.name end
@@ -93,7 +104,7 @@ local function read_long(known, word, following, result)
     result[name] = true
     return 0
   end
-  result[name] = read_value(option, "--" .. name, text or following)
+  set(result, option, read_value(option, "--" .. name, text or following))
   return text and 0 or 1
 end
 
@@ -106,7 +117,7 @@ local function read_short(known, word, following, result)
       misuse('unknown option -%s (write "--" before an argument that starts with "-")', letter)
     elseif option.kind ~= "flag" then
       local text = word:sub(i + 1)
-      result[option.name] = read_value(option, "-" .. letter, text ~= "" and text or following)
+      set(result, option, read_value(option, "-" .. letter, text ~= "" and text or following))
       return text ~= "" and 0 or 1
     end
     result[option.name] = true
