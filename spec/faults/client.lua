@@ -4,7 +4,8 @@
 --    lua spec/faults/client.lua ROLE URL FILE WORKER SEED [NAME=VALUE...]
 --
 --    register   reads, writes, compares-and-sets and deletes keys below r/     tasks=3 pause=0.02
---    lock       takes locks, writes under their guard, lets go                 tasks=2 names=2 ttl=3 broken=
+--    lock       takes locks, writes under their guard, lets go; elections      tasks=2 names=2 ttl=3 broken=
+--    ttl        puts keys that expire, some of which it makes permanent        tasks=2 ttl=3
 --    watch      follows r/ to the end
 --
 -- It prints "ready", and "done" at its end. `broken` leaves the guard out: the checkers must see that.
@@ -139,9 +140,28 @@ end
 
 -- ------------------------------------------------------------------ locks
 
-local function note_held(me, lock, name)
+-- What locks, elections and semaphores have in common: {acquire=, release=, held=, limit=}, functions of the handle.
+local kinds = {}
+
+kinds.lock = {limit = 1,
+  open = function(name, me) return store:lock(name, {ttl = options.ttl, value = me}) end,
+  acquire = function(lock, timeout) return lock:acquire(timeout) end,
+  release = function(lock) return lock:release() end,
+  held = function(lock) return lock:held() end}
+
+kinds.election = {limit = 1,
+  open = function(name) return store:election(name, {ttl = options.ttl}) end,
+  acquire = function(election, timeout, me) return election:campaign(me, timeout) end,
+  release = function(election) return election:resign() end,
+  held = function(election) return election:is_leader() end}
+
+kinds.semaphore = {limit = 2,
+  open = function(name, me) return store:semaphore(name, 2, {ttl = options.ttl, value = me}) end,
+  acquire = kinds.lock.acquire, release = kinds.lock.release, held = kinds.lock.held}
+
+local function note_held(me, kind, lock, name)
   local before = native.now()
-  local held = lock:held()
+  local held = kind.held(lock)
   if held then log:note(me, "held", name, lock.token, ("%.6f"):format(before)) end
   return held
 end
@@ -161,36 +181,52 @@ local function guarded_write(me, lock, name, value, pause)
   log:ok(me, number, done.revision)
 end
 
-local function hold(me, lock, name, random)
+-- Who is said to lead, by anybody.
+local function ask_leader(me, election, name)
+  local number = log:invoke(me, "leader", name)
+  local leader, message, code = election:leader(1)
+  if leader == nil and code then return log:fail(me, number, code, message) end
+  log:ok(me, number, leader and leader.token, leader and leader.value)
+end
+
+local function hold(me, kind, lock, name, random)
   for i = 1, random:upto(4) do
-    if not note_held(me, lock, name) then return end
+    if not note_held(me, kind, lock, name) then return end
     local pause = random:chance(50) and function() kv.sleep(random:upto(50) / 1000) end
-    if store:supports("txn") then
+    if kind == kinds.lock and store:supports("txn") then
       guarded_write(me, lock, name, ("%.0f:%s:%d"):format(lock.token, me, i), pause)
     end
     kv.sleep(random:upto(60) / 1000)
   end
   if random:chance(2) then native.sleep(options.ttl * 1.3) end -- a program that computes keeps its lock
-  note_held(me, lock, name)
+  note_held(me, kind, lock, name)
 end
 
-local function take(me, lock, name, random)
+local function take(me, kind, lock, name, random)
   local timeout = random:weighted{{0, 10}, {0.2, 20}, {2, 40}, {10, 30}}
-  local number = log:invoke(me, "acquire", name, 1)
-  local got, message, code = lock:acquire(timeout)
+  if kind == kinds.election and random:chance(50) then ask_leader(me, lock, name) end
+  local number = log:invoke(me, "acquire", name, kind.limit)
+  local got, message, code = kind.acquire(lock, timeout, me)
   if not got then return log:fail(me, number, code, message) end
   log:ok(me, number, lock.token, lock.ttl)
-  hold(me, lock, name, random)
+  hold(me, kind, lock, name, random)
   number = log:invoke(me, "release", name, lock.token)
-  got, message, code = lock:release()
+  got, message, code = kind.release(lock)
   if not failed(me, number, got, message, code) then log:ok(me, number) end
 end
 
+-- Some handles are used once, some again and again.
 local function work_on_locks(me, random)
+  local handles = {}
+  local mix = {{"lock", 70}}
+  if store:election("any") then mix[#mix + 1] = {"election", 15} end
+  if store:semaphore("any", 2) then mix[#mix + 1] = {"semaphore", 15} end
   while not stopping do
-    local name = "L" .. random:upto(options.names)
-    local lock = assert(store:lock(name, {ttl = options.ttl, value = me}))
-    take(me, lock, name, random)
+    local kind = random:weighted(mix)
+    local name = ({lock = "L", election = "E", semaphore = "S"})[kind] .. random:upto(options.names)
+    local handle = random:chance(50) and handles[name] or assert(kinds[kind].open(name, me))
+    handles[name] = handle
+    take(me, kinds[kind], handle, name, random)
     kv.sleep(options.pause * random:upto(20) / 10)
   end
 end
@@ -200,6 +236,43 @@ local function stay_alive(me)
   while not stopping do
     if store:get("alive/" .. me) == nil then store:put("alive/" .. me, "1", {keep_alive = true, timeout = 2}) end
     kv.sleep(1)
+  end
+end
+
+-- ------------------------------------------------------------------ keys that expire
+
+local function put_for(me, key, value, ttl)
+  local number = log:invoke(me, "expire", key, value, ttl)
+  local pair, message, code = store:put(key, value, {ttl = ttl, timeout = 2})
+  if failed(me, number, pair, message, code) then return end
+  log:ok(me, number, pair.revision)
+end
+
+local function look_at(me, key)
+  local number = log:invoke(me, "look", key)
+  local pair, message, code = store:get(key, {timeout = 1})
+  if pair == nil and code then return log:fail(me, number, code, message) end
+  log:ok(me, number, pair and pair.value)
+end
+
+-- A key of its own each time: put for a while, put again for a while or for ever, looked at until it should be gone.
+local function work_on_expiry(me, random)
+  local count = 0
+  while not stopping do
+    count = count + 1
+    local key, ttl = ("t/%s/%d"):format(me, count), options.ttl
+    put_for(me, key, "1", ttl)
+    for i = 2, 1 + random:upto(3) do
+      kv.sleep(ttl * random:upto(70) / 100)
+      look_at(me, key)
+      put_for(me, key, tostring(i), random:chance(50) and ttl or nil)
+    end
+    local until_then = native.now() + ttl * 2.5
+    while native.now() < until_then and not stopping do
+      kv.sleep(ttl * random:upto(40) / 100)
+      look_at(me, key)
+    end
+    store:delete(key, {timeout = 1})
   end
 end
 
@@ -278,7 +351,7 @@ local function watch_size()
   end
 end
 
-local roles = {register = work_on_registers, lock = work_on_locks, watch = work_on_watches}
+local roles = {register = work_on_registers, lock = work_on_locks, ttl = work_on_expiry, watch = work_on_watches}
 
 local function work()
   local tasks = {kv.spawn(watch_input), kv.spawn(watch_size)}

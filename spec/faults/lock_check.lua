@@ -3,19 +3,22 @@
 --    acquire NAME [LIMIT]     ok TOKEN            LIMIT holders at a time; 1 without it
 --    guard NAME TOKEN         ok REVISION         a write under the guard of the hold with this token
 --    release NAME TOKEN       ok
+--    leader NAME              ok TOKEN            who is said to lead; nil: nobody
 --    note held NAME TOKEN TIME                    held() was true, and TIME was before it was asked
 --
 -- and what must hold, worst first:
 --  1. the guarded resource never accepts an older holder: in the order of its revisions tokens do not fall, and no
 --     guarded write begins after a younger holder was told that the lock is his, and is accepted;
 --  2. intervals in which held() was seen to be true do not overlap (more than LIMIT at once);
---  3. tokens are different, and larger for whoever began to acquire after another one had.
+--  3. tokens are different, and larger for whoever began to acquire after another one had;
+--  4. nobody is told of a leader older than one who was told, before the question, that he leads.
 local lock_check = {}
 
 -- With which codes each may fail under any fault.
 local FAILURES = {
   acquire = {timeout = true, closed = true},
   guard = {modified = true, not_held = true, lost = true, unavailable = true, timeout = true, closed = true},
+  leader = {unavailable = true, timeout = true, closed = true},
   release = {lost = true, not_held = true, unavailable = true, timeout = true, closed = true},
 }
 
@@ -26,7 +29,7 @@ end
 local function lock_of(locks, name)
   local lock = locks[name]
   if not lock then
-    lock = {name = name, limit = 1, holds = {}, by_token = {}, guarded = {}}
+    lock = {name = name, limit = 1, holds = {}, by_token = {}, guarded = {}, asked = {}}
     locks[name] = lock
   end
   return lock
@@ -52,6 +55,11 @@ function readers.guard(lock, op)
   if op.outcome ~= "ok" then return end
   lock.guarded[#lock.guarded + 1] = {worker = op.worker, token = assert(tonumber(op.args[2])), call = op.call,
     revision = assert(tonumber(op.result[1]))}
+end
+
+function readers.leader(lock, op)
+  local token = op.outcome == "ok" and tonumber(op.result[1])
+  if token then lock.asked[#lock.asked + 1] = {worker = op.worker, token = token, call = op.call} end
 end
 
 local function read(operations, notes, problems)
@@ -85,22 +93,33 @@ local function check_resource(lock, problems)
       highest = write
     end
   end
-  -- By time: who was told before this write began?
+end
+
+-- For each of a list {token=, call=}: must not be older than the youngest holder who was told before it began.
+local function check_age(lock, list, complain)
   local holds, at = {}, 0
   for i, hold in ipairs(lock.holds) do holds[i] = hold end
   table.sort(holds, function(a, b) return a.told < b.told end)
-  table.sort(lock.guarded, function(a, b) return a.call < b.call end)
+  table.sort(list, function(a, b) return a.call < b.call end)
   local youngest
-  for _, write in ipairs(lock.guarded) do
-    while holds[at + 1] and holds[at + 1].told < write.call do
+  for _, one in ipairs(list) do
+    while holds[at + 1] and holds[at + 1].told < one.call do
       at = at + 1
       if not youngest or holds[at].token > youngest.token then youngest = holds[at] end
     end
-    if youngest and write.token < youngest.token then
-      problems[#problems + 1] = ("lock %s: a write with token %.0f of %s, begun at %.6f, was accepted after %s held it")
-        :format(lock.name, write.token, write.worker, write.call, name_of(youngest))
-    end
+    if youngest and one.token < youngest.token then complain(one, youngest) end
   end
+end
+
+local function check_ages(lock, problems)
+  check_age(lock, lock.guarded, function(write, youngest)
+    problems[#problems + 1] = ("lock %s: a write with token %.0f of %s, begun at %.6f, was accepted after %s held it")
+      :format(lock.name, write.token, write.worker, write.call, name_of(youngest))
+  end)
+  check_age(lock, lock.asked, function(question, youngest)
+    problems[#problems + 1] = ("election %s: %s, asking at %.6f, was told of token %.0f after %s led"):format(lock.name,
+      question.worker, question.call, question.token, name_of(youngest))
+  end)
 end
 
 local function check_intervals(lock, problems)
@@ -159,7 +178,10 @@ function lock_check.check(operations, notes)
     counts.locks = counts.locks + 1
     counts.holds = counts.holds + #lock.holds
     counts.guarded = counts.guarded + #lock.guarded
-    if lock.limit == 1 then check_resource(lock, problems) end
+    if lock.limit == 1 then
+      check_resource(lock, problems)
+      check_ages(lock, problems)
+    end
     check_intervals(lock, problems)
     check_tokens(lock, problems)
   end

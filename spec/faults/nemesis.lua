@@ -5,7 +5,7 @@
 --    nemesis:finish()       ends all
 --    nemesis.counts         name -> how often
 --
--- `clients` has pick(random) -> name or nil, kill(name), pause(name), resume(name).
+-- `clients` has pick(random, to_kill) -> name or nil, kill(name), pause(name), resume(name).
 local Random = require("spec.differential.random")
 
 local Nemesis = {}
@@ -110,7 +110,7 @@ end
 local clients = {}
 
 clients["kill a client"] = function(self)
-  local name = self.clients:pick(self.random)
+  local name = self.clients:pick(self.random, true)
   if not name then return nil end
   self.clients:kill(name)
   return name

@@ -10,14 +10,18 @@ local history = require("spec.faults.history")
 local lock_check = require("spec.faults.lock_check")
 local Nemesis = require("spec.faults.nemesis")
 local register_check = require("spec.faults.register_check")
+local ttl_check = require("spec.faults.ttl_check")
 local util = require("spec.support.util")
 local watch_check = require("spec.faults.watch_check")
 
 local torture = {}
 
-local TTL = 3          -- of locks
 local END_SECONDS = 60 -- a client that was told to stop has ended by then
-local CREW = {register = 2, lock = 3, watch = 1}
+local CREW = {register = 2, lock = 3, ttl = 1, watch = 2}
+local TASKS = {register = 3, lock = 2, ttl = 6, watch = 1}
+local ROLES = {"watch", "register", "lock", "ttl"}
+local TTLS = {2, 3, 4}   -- of locks and keys, by the seed
+local CALMS = {1, 2, 3}  -- seconds between two faults at most, by the seed
 
 -- ------------------------------------------------------------------ the clients
 
@@ -29,7 +33,8 @@ function Crew:spawn(role)
   local name = role .. self.number
   local base = self.folder .. "/" .. name
   local words = {util.interpreter(), "spec/faults/client.lua", role, self.url, base .. ".log", name,
-    tostring(self.seed * 1000 + self.number), "ttl=" .. TTL, pipe = true, stderr = base .. ".err"}
+    tostring(self.seed * 1000 + self.number), "ttl=" .. self.ttl, "session_ttl=" .. self.ttl, "tasks=" .. TASKS[role],
+    pipe = true, stderr = base .. ".err"}
   for option, value in pairs(self.options) do words[#words + 1] = option .. "=" .. tostring(value) end
   local process = assert(native.spawn(words))
   assert(process:line(20) == "ready", "a client does not start: " .. (util.read(base .. ".err") or ""))
@@ -44,12 +49,12 @@ local function names_of(set)
   return names
 end
 
---- One to hurt; not one that is stopped, and not the first of each role, whose memory is looked at.
-function Crew:pick(random)
+--- One to hurt that is not stopped already; to be killed not the first of each role, whose memory is looked at.
+function Crew:pick(random, to_kill)
   local names = {}
   for _, name in ipairs(names_of(self.living)) do
     local client = self.living[name]
-    if not client.paused and not client.spared then names[#names + 1] = name end
+    if not client.paused and not (to_kill and client.spared) then names[#names + 1] = name end
   end
   if #names > 0 then return random:pick(names) end
 end
@@ -105,9 +110,9 @@ function Crew:finish(role, problems)
 end
 
 local function new_crew(cluster, options, folder)
-  local self = setmetatable({folder = folder, url = cluster:url(), seed = options.seed, number = 0, files = {},
-    living = {}, options = options.client or {}}, Crew)
-  for _, role in ipairs{"watch", "register", "lock"} do
+  local self = setmetatable({folder = folder, url = cluster:url(), seed = options.seed, ttl = options.ttl,
+    number = 0, files = {}, living = {}, options = options.client or {}}, Crew)
+  for _, role in ipairs(ROLES) do
     for i = 1, (options.crew or CREW)[role] or 0 do
       self:spawn(role)
       if i == 1 then self.living[role .. self.number].spared = true end
@@ -131,12 +136,12 @@ local function soon_empty(seconds, list)
 end
 
 -- Everything works again, and nothing is left of anybody.
-local function check_peace(cluster, names, problems)
-  local seconds = cluster:settle_seconds(TTL)
+local function check_peace(cluster, names, ttl, problems)
+  local seconds = cluster:settle_seconds(ttl)
   local store = assert(kv.open(cluster:direct_url(), {timeout = 10}))
   local started = native.now()
   for i = 1, names do
-    local lock = assert(store:lock("L" .. i, {ttl = TTL}))
+    local lock = assert(store:lock("L" .. i, {ttl = ttl}))
     local got, message = lock:acquire(math.max(seconds - (native.now() - started), 1))
     if got then
       local fine, problem = lock:release()
@@ -205,6 +210,9 @@ function torture.judge(files, options, problems)
   add_all(problems, found, 10)
   found, counts.watches = watch_check.check(operations, notes, "r/")
   add_all(problems, found, 10)
+  local settle = options.settle or 40
+  found, counts.expiry = ttl_check.check(operations, function() return settle end)
+  add_all(problems, found, 5)
   counts.memory = check_sizes(notes, problems)
   if counts.registers.undecided > 0 then
     problems[#problems + 1] = counts.registers.undecided .. " registers undecided"
@@ -217,7 +225,7 @@ end
 local function work(cluster, crew, options, problems)
   local begin = native.now()
   local log = assert(io.open(crew.folder .. "/nemesis", "w"))
-  local nemesis = Nemesis.new(cluster, crew, options.seed, {ttl = TTL, now = begin, calm = options.calm,
+  local nemesis = Nemesis.new(cluster, crew, options.seed, {ttl = options.ttl, now = begin, calm = options.calm,
     tell = function(text)
       log:write(("%.6f %s\n"):format(native.now(), text))
       log:flush()
@@ -234,19 +242,22 @@ local function work(cluster, crew, options, problems)
 end
 
 --- Options: backend, seconds, seed, crew {register=, lock=, watch=}, calm (seconds between faults at most), tell (a
--- function for lines as they happen), client (more options of client.lua), keep (keep the folder in any case).
-function torture.run(options)
+-- function for lines as they happen), ttl, client (more options of client.lua), keep (keep the folder in any case).
+function torture.run(given)
   local problems, folder = {}, util.folder()
+  local options = {ttl = TTLS[given.seed % #TTLS + 1], calm = CALMS[math.floor(given.seed / 3) % #CALMS + 1]}
+  for name, value in pairs(given) do options[name] = value end
   local cluster = clusters.start(options.backend)
   local report = {problems = problems, folder = folder, backend = options.backend, seed = options.seed,
-    seconds = options.seconds, version = cluster:version()}
+    seconds = options.seconds, ttl = options.ttl, version = cluster:version()}
   local crew
   local ok, problem = xpcall(function()
     crew = new_crew(cluster, options, folder)
     report.faults = work(cluster, crew, options, problems)
     cluster:heal()
-    for _, role in ipairs{"register", "lock", "watch"} do crew:finish(role, problems) end
-    check_peace(cluster, (options.client or {}).names or 2, problems)
+    for _, role in ipairs{"register", "lock", "ttl", "watch"} do crew:finish(role, problems) end
+    check_peace(cluster, (options.client or {}).names or 2, options.ttl, problems)
+    options.settle = cluster:settle_seconds(options.ttl)
     report.counts = torture.judge(crew.files, options, problems)
   end, debug.traceback)
   if not ok then problems[#problems + 1] = problem end
@@ -269,7 +280,8 @@ end
 
 --- A report as lines for people.
 function torture.text(report)
-  local lines = {("%s %s, seed %d, %d s"):format(report.backend, tostring(report.version), report.seed, report.seconds)}
+  local lines = {("%s %s, seed %d, %d s, TTL %s"):format(report.backend, tostring(report.version), report.seed,
+    report.seconds, tostring(report.ttl))}
   if report.faults then lines[#lines + 1] = "  faults: " .. count_text(report.faults) end
   local counts = report.counts
   if counts then
@@ -278,6 +290,8 @@ function torture.text(report)
       :format(registers.operations, registers.keys, registers.unknown, registers.late)
     lines[#lines + 1] = ("  locks: %d holds, %d guarded writes accepted, %d refused"):format(locks.holds, locks.guarded,
       locks.refused)
+    lines[#lines + 1] = ("  expiry: %d keys put %d times, looked at %d times"):format(counts.expiry.keys,
+      counts.expiry.puts, counts.expiry.looks)
     lines[#lines + 1] = ("  watches: %d, %d events, %d killed before their end; largest client %.1f MB"):format(
       watches.watches, watches.events, watches.unfinished, counts.memory / 1024)
   end

@@ -1,0 +1,57 @@
+--- What the histories say about keys that expire. Each key has one writer, which puts it for a while ("expire KEY VALUE
+-- TTL") or for ever (without a TTL) and looks at it ("look KEY", ok VALUE), one after the other. What must hold:
+--  1. until its TTL has passed since the put was *sent*, a key is there; one that was put for ever stays;
+--  2. when `late` (a function of the TTL) seconds have passed since the last put returned, it is gone;
+--  3. its value is the last one written. After an outcome that is unknown either value may be there.
+local ttl_check = {}
+
+local EARLY = 0.02 -- clocks of two machines may differ by so much of a second; here it is one machine
+
+-- What is known of a key: {values={[value]=true}, from=, to=} it must be there before `from`, and not after `to`.
+local function put(state, op, late)
+  local value, ttl = op.args[2], tonumber(op.args[3])
+  local from, to = math.huge, math.huge
+  if ttl then from, to = op.call + ttl - EARLY, (op.ret or math.huge) + late(ttl) end
+  if op.outcome == "ok" then return {value = value, values = {[value] = true}, from = from, to = to} end
+  if op.outcome == "fail" then return state end
+  -- Unknown: the old life or the new one; nothing is certain about when it ends.
+  local values = {[value] = true}
+  for old in pairs(state and state.values or {}) do values[old] = true end
+  return {values = values, from = 0, to = math.huge, maybe_absent = true}
+end
+
+local function look(key, state, op, problems)
+  if not state then return end
+  local value = op.result[1]
+  local where = ("%s, looked at [%.6f, %.6f]"):format(key, op.call, op.ret)
+  if value == nil then
+    if op.ret < state.from then
+      problems[#problems + 1] = where .. (": it is gone, and should live until %.6f"):format(state.from)
+    end
+  elseif not state.values[value] then
+    problems[#problems + 1] = ("%s: it is %s, which is not what was written last"):format(where, value)
+  elseif op.call > state.to then
+    problems[#problems + 1] = where .. (": it is there, and should be gone since %.6f"):format(state.to)
+  end
+end
+
+--- @tparam table operations of a history
+-- @tparam function late TTL -> seconds after which it must be gone
+-- @return problems (texts), counts {keys, puts, looks}
+function ttl_check.check(operations, late)
+  local problems, counts, states = {}, {keys = 0, puts = 0, looks = 0}, {}
+  for _, op in ipairs(operations) do
+    local key = op.args[1]
+    if op.kind == "expire" then
+      if not states[key] then counts.keys = counts.keys + 1 end
+      counts.puts = counts.puts + 1
+      states[key] = put(states[key], op, late) or states[key]
+    elseif op.kind == "look" and op.outcome == "ok" then
+      counts.looks = counts.looks + 1
+      look(key, states[key], op, problems)
+    end
+  end
+  return problems, counts
+end
+
+return ttl_check
