@@ -17,6 +17,7 @@ packages_of() {
       nginx-light libnginx-mod-http-lua lua-resty-core zookeeper libzookeeper-java default-jre-headless \
       python3-kazoo libcurator-recipes-java libbsh-java \
       zsh lua5.3 liblua5.3-dev luarocks chromium chromium-driver ;;
+    openresty) echo 'luajit2|luajit' 'libluajit2-5.1-dev|libluajit-5.1-dev' nginx-light libnginx-mod-http-lua lua-resty-core ;;
     bench) echo golang-go golang-etcd-server-dev golang-github-docker-libkv-dev nghttp2-client wrk ;;
     check) echo clang libclang-rt-dev lua-check shellcheck cppcheck valgrind lua5.2 liblua5.2-dev lua5.3 liblua5.3-dev luarocks \
       util-linux ;;
@@ -40,12 +41,12 @@ missing_of() {
 }
 
 if [ $# -eq 0 ]; then
-  echo "usage: $0 build|test|bench|check|docs..." >&2
+  echo "usage: $0 build|test|openresty|bench|check|docs..." >&2
   exit 2
 fi
 for group in "$@"; do
   if ! packages_of "$group" >/dev/null; then
-    echo "$0: there is no group '$group' (build, test, bench, check, docs)" >&2
+    echo "$0: there is no group '$group' (build, test, openresty, bench, check, docs)" >&2
     exit 2
   fi
 done

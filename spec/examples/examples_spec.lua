@@ -2,6 +2,7 @@ local native = require("spec.native")
 local util = require("spec.support.util")
 
 local PATIENCE = 60
+local unpack = table.unpack or unpack -- luacheck: ignore 143
 
 -- Run an example to its end: exit status, output.
 local function run(name, ...)
@@ -79,5 +80,34 @@ describe("examples", function()
     line_with(second, "released\ttrue")
     second:wait(PATIENCE)
     first:wait(PATIENCE)
+  end)
+
+  it("OpenResty's workers share a lock, started by one command", function()
+    local port = assert(native.port())
+    local said = util.folder() .. "/said"
+    local command = ("PORT=%d MAKE=true BUILD=%s exec examples/openresty/run"):format(port,
+      os.getenv("KV_BUILD") or "build")
+    local nginx = assert(native.spawn{"sh", "-c", command, stdout = said, stderr = said})
+    util.eventually(function() return native.listening(port) end, "nginx listens", PATIENCE)
+    local function get(path, more)
+      local out = util.folder() .. "/out"
+      local curl = assert(native.spawn{"curl", "-sS", "--max-time", "30", stdout = out, stderr = out,
+        ("http://127.0.0.1:%d%s"):format(port, path), unpack(more or {})})
+      return function()
+        curl:wait(PATIENCE)
+        return util.read(out)
+      end
+    end
+    local first, second = get("/lock"), get("/lock")
+    local one, other = first():match("with token (%d+)"), second():match("with token (%d+)")
+    assert.is_truthy(one and other and one ~= other, util.read(said))
+    assert.equal("1\n", get("/count")())
+    assert.equal("2\n", get("/count")())
+    assert.is_truthy(get("/flags/dark", {"-X", "PUT", "--data", "on"})():find("^revision %d+"))
+    util.eventually(function() return get("/flags/dark")() == "on\n" end, "every worker sees the flag")
+    assert.is_truthy(get("/")():find("dark = on", 1, true))
+    nginx:kill("TERM")
+    local how, status = nginx:wait(PATIENCE)
+    assert.equal("exit 0", how .. " " .. tostring(status), util.read(said))
   end)
 end)
