@@ -128,7 +128,7 @@
 ---@class kv.loop hooks of an event loop that is not known to the module
 ---@field current? fun(): boolean may the calling coroutine wait by wait()?
 ---@field wait? fun(waiter: table, seconds?: number) suspend it until wake(waiter), or the time is up; may return early
----@field wake? fun(waiter: table) let it go on
+---@field wake? fun(waiter: table) let it go on; called inside of kv.step() and of any other call
 
 -- ------------------------------------------------------------------ the module
 
@@ -175,8 +175,9 @@ function kv.sleep(seconds) end
 ---@return any ... what it returned, or what it raised
 function kv.pcall(fn, ...) end
 
----Choose the event loop that waits; nil for none.
----@param loop? string|kv.loop
+---Choose the event loop that waits; nil for none. Without this OpenResty, and a loop that the caller runs in, are
+---recognised. See docs/event-loops.md for loops of your own.
+---@param loop? "openresty"|"cqueues"|"luv"|"copas"|kv.loop
 ---@return true?
 ---@return string? message
 ---@return kv.code? code "unsupported"

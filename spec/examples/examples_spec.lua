@@ -82,6 +82,14 @@ describe("examples", function()
     first:wait(PATIENCE)
   end)
 
+  it("a loop of one's own goes on while a lock waits", function()
+    local status, text = run("own_loop.lua", url())
+    assert.equal(0, status, text)
+    assert.is_true(tonumber(text:match("after (%d+) ticks")) >= 5, text)
+    assert.truthy(text:find("a task returned\tv", 1, true), text)
+    assert.truthy(text:find("nothing came\ttimeout", 1, true), text)
+  end)
+
   it("OpenResty's workers share a lock, started by one command", function()
     local port = assert(native.port())
     local said = util.folder() .. "/said"
