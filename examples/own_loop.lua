@@ -2,9 +2,9 @@
 --
 --     lua5.4 examples/own_loop.lua [URL]
 --
--- A loop must do two things. It polls kv.fd() along with its own descriptors, and calls kv.step() when that is readable,
--- and after as many seconds as the last kv.step() said. And it tells kv.use() how a coroutine of its own waits: wait()
--- suspends the caller until wake() is called with the same waiter, or the seconds are up.
+-- A loop must do two things. It polls kv.fd() along with its own descriptors, and calls kv.step() when that is
+-- readable, and after as many seconds as the last kv.step() said. And it tells kv.use() how a coroutine of its own
+-- waits: wait() suspends the caller until wake() is called with the same waiter, or the seconds are up.
 local kv = require("kv")
 local socket = require("socket") -- LuaSocket, for select() and its clock
 
