@@ -132,4 +132,37 @@ TEST(closing_with_everything_under_way) {
   for (kv_reply *reply; (reply = next_reply(0.2));) kv_reply_free(reply);
 }
 
+/* Gets and puts that share transactions, some of them let go on the way, then all by closing. */
+TEST(letting_go_of_what_is_shared) {
+  enum { COUNT = 240 };
+  WITH_CONSUL(store, "/shared");
+  static char names[COUNT][20];
+  for (int round = 0; round < 12; round++) {
+    uint64_t ids[COUNT], tags[COUNT];
+    for (int i = 0; i < COUNT; i++) {
+      kv_reply *reply = NULL;
+      snprintf(names[i], sizeof names[i], "key/%d", i / 2);
+      kv_request request = {.kind = i % 2 ? KV_GET : KV_PUT, .key = {names[i], strlen(names[i])}, .value = KV_TEXT("v")};
+      tags[i] = new_tag();
+      REQUIRE(kv_submit(store, queue, &request, tags[i], &ids[i], &reply, NULL) == KV_OK);
+    }
+    nap(0.0003 * round);
+    for (int i = 0; i < COUNT; i++)
+      if (round == 11 || (i + round) % 3 == 0) kv_cancel(queue, ids[i]);
+    if (round == 11) break;
+    for (int answers = 0; answers < COUNT; answers++) {
+      kv_reply *reply = next_reply(5);
+      REQUIRE(reply != NULL);
+      int i = (int)(kv_reply_tag(reply) - tags[0]);
+      kv_code code = kv_reply_code(reply);
+      CHECK(code == KV_OK || ((i + round) % 3 == 0 && (code == KV_CANCELLED || code == KV_UNKNOWN)));
+      kv_reply_free(reply);
+    }
+  }
+  kv_close(store);
+  CHECK(kv_close_wait(store, 5));
+  kv_store_free(store);
+  for (kv_reply *reply; (reply = next_reply(0.2));) kv_reply_free(reply);
+}
+
 CHECK_MAIN()

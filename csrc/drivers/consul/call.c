@@ -120,6 +120,8 @@ struct consul_call *consul_call_new(struct consul *consul, struct kv_op *op) {
   if (call->next) call->next->link = &call->next;
   call->link = &consul->calls;
   consul->calls = call;
+  call->lane = consul->counting;
+  if (call->lane) call->lane->out++;
   return call;
 }
 
@@ -133,11 +135,13 @@ static void call_free(struct consul_call *call) {
   if (call->large) consul_large_free(call->large);
   if (call->listing) consul_listing_free(call->listing);
   if (call->waiter) consul_waiter_free(call);
+  if (call->lane) consul_lane_freed(call->lane);
   free(call);
 }
 
 void consul_finish(struct consul_call *call, kv_code code, const char *format, ...) {
   struct kv_op *op = call->op;
+  struct consul_shared *shared = call->shared;
   char cause[KV_MESSAGE_MAX];
   if (format) {
     va_list arguments;
@@ -149,6 +153,7 @@ void consul_finish(struct consul_call *call, kv_code code, const char *format, .
   if (call->wrote && !call->kept && code != KV_UNKNOWN && !(code == KV_CANCELLED && op && op->sent))
     consul_write_abandon(call);
   call_free(call);
+  if (shared) consul_shared_finish(shared, code, format ? cause : "failed");
   if (!op) return;
   op->data = NULL;
   if (code == KV_OK)
@@ -198,6 +203,7 @@ static void add_datacenter(struct consul_call *call) {
 static void on_sent(struct http_request *http) {
   struct consul_call *call = (struct consul_call *)http;
   if (call->op && call->write) call->op->sent = true;
+  if (call->shared && call->write) consul_shared_sent(call->shared);
 }
 
 /* What is no listing is kept as text for people. */

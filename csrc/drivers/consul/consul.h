@@ -5,6 +5,7 @@
  *   pairs.c         what Consul says of a key, from JSON
  *   operations.c    get, list, delete, delete_tree, ping
  *   write.c         put and transactions: one /v1/txn that also tells the new index
+ *   share.c         gets and puts that are asked for at once, in one transaction
  *   large.c         put of a value that does not fit a transaction
  *   session.c       sessions: leases, and the time to live of a key
  *   queue.c         locks: a ticket per waiter, and the real key
@@ -67,6 +68,20 @@ struct consul;
 struct consul_write;
 struct consul_large;
 struct consul_listing;
+struct consul_shared;
+
+/* Gets or puts that wait to share a transaction. */
+struct consul_lane {
+  struct consul *consul;
+  bool writes;
+  struct kv_op *first, *last;      /* that wait */
+  size_t count, most;
+  unsigned out;                    /* requests */
+  unsigned alone, penalty;         /* so many operations go on their own, as what was shared was refused */
+  size_t each;                     /* bytes of answer for one operation, about */
+  struct kv_timer patience;
+  struct kv_task task;
+};
 
 /* An operation, or something of ours (op == NULL): a chain of requests. */
 struct consul_call {
@@ -92,6 +107,8 @@ struct consul_call {
   struct consul_large *large;
   struct consul_listing *listing;
   struct consul_waiter *waiter;
+  struct consul_shared *shared;    /* many operations, op is NULL */
+  struct consul_lane *lane;        /* it counts there, or NULL */
 };
 
 /* Out of memory finishes op. NULL then. */
@@ -145,7 +162,16 @@ void consul_write_abandon(struct consul_call *call); /* the sessions that were m
 void consul_large_go(struct consul_call *call);
 void consul_large_free(struct consul_large *large);
 
-/* Operations of a transaction, for write.c and queue.c. */
+/* Get or put, shared where that may be. */
+void consul_share(struct consul *consul, struct kv_op *op);
+bool consul_share_cancel(struct consul *consul, struct kv_op *op); /* false: it is not shared */
+void consul_share_init(struct consul *consul);
+void consul_share_close(struct consul *consul);
+void consul_lane_freed(struct consul_lane *lane);
+void consul_shared_sent(struct consul_shared *shared);
+void consul_shared_finish(struct consul_shared *shared, kv_code code, const char *cause); /* and free it */
+
+/* Operations of a transaction, for write.c, share.c and queue.c. */
 struct consul_verb {
   const char *verb;
   kv_slice key;
@@ -225,6 +251,8 @@ struct consul {
   struct http_client *http;
   struct consul_call *calls;
   struct consul_watches watches;
+  struct consul_lane gets, puts;
+  struct consul_lane *counting;    /* of a call that is being made, or NULL */
   double ttl_min;                  /* what the server told, 0: not known */
   bool version_asked;
   bool closing, closed;

@@ -90,6 +90,7 @@ static void *create(struct kv_backend *backend, const struct kv_config *config, 
     return NULL;
   }
   consul_watches_init(consul);
+  consul_share_init(consul);
   consul->close_timer.fire = close_late;
   consul->close_timer.data = consul;
   consul->close_task.run = close_now;
@@ -117,6 +118,7 @@ static void close_now(struct kv_task *task) {
   kv_consul->timer_stop(&consul->close_timer);
   consul->closed = true;
   consul_watches_close(consul);
+  consul_share_close(consul);
   while (consul->calls) consul_finish(consul->calls, KV_CLOSED, "the store was closed");
   http_client_close(consul->http);
   kv_consul->closed(consul->backend);
@@ -140,8 +142,7 @@ static void start(void *state, struct kv_op *op) {
   struct consul *consul = state;
   switch (op->kind) {
     case KV_PING: consul_ping(consul, op); return;
-    case KV_GET: consul_get(consul, op); return;
-    case KV_PUT: consul_put(consul, op); return;
+    case KV_GET: case KV_PUT: consul_share(consul, op); return;
     case KV_DELETE: consul_delete(consul, op); return;
     case KV_LIST: consul_list(consul, op); return;
     case KV_DELETE_TREE: consul_delete_tree(consul, op); return;
@@ -156,8 +157,7 @@ static void start(void *state, struct kv_op *op) {
 }
 
 static void cancel(void *state, struct kv_op *op) {
-  (void)state;
-  if (op->data) consul_call_cancel(op->data);
+  if (!consul_share_cancel(state, op) && op->data) consul_call_cancel(op->data);
 }
 
 static void watch_open(void *state, struct kv_feed *feed) {
