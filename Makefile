@@ -103,6 +103,7 @@ LAUNCHER := $(OUT)/bin/kv
 COMPLETIONS := $(OUT)/completions/kv.bash $(OUT)/completions/_kv
 SUPPORT_SO := $(OUT)/spec/native.so
 PROXY := $(BUILD)/support/proxy
+SLOW_DISK := $(BUILD)/support/slow_disk.so
 HOST := $(BUILD)/support/host
 STATIC := $(BUILD)/libkv-static.a
 C_UNITS := $(patsubst spec/c/%.c,$(BUILD)/c/%,$(wildcard spec/c/test_*.c))
@@ -247,7 +248,7 @@ $(BUILD)/c/test_local_memory: LDFLAGS += -Wl,--wrap=malloc,--wrap=calloc,--wrap=
 c-units: $(C_UNITS) $(PROXY)
 
 # What the specs need beside Lua: processes, ports and a proxy that misbehaves.
-support: $(SUPPORT_SO) $(PROXY)
+support: $(SUPPORT_SO) $(PROXY) $(SLOW_DISK)
 
 $(SUPPORT_SO): $(OBJ)/$(LUA)/spec/support/native.o
 	@mkdir -p $(@D)
@@ -258,6 +259,12 @@ $(PROXY): $(OBJ)/spec/support/proxy.o
 	@mkdir -p $(@D)
 	@$(call say,LINK $@)
 	$(Q)$(LINK) -o $@ $^
+
+# Preloaded into any program, so without a sanitizer's runtime.
+$(SLOW_DISK): spec/support/slow_disk.c $(BUILD)/flags
+	@mkdir -p $(@D)
+	@$(call say,LINK $@)
+	$(Q)$(CC) -shared $(KV_CFLAGS) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $< -ldl
 
 # A Lua interpreter of our own, so that a sanitizer's runtime is there from the start.
 LUA_STATIC = $(shell $(PKG_CONFIG) --variable=libdir $(LUA_PACKAGE))/lib$(LUA).a

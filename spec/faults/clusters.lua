@@ -90,8 +90,10 @@ end
 function consul.version()
   return assert(servers.run{servers.consul_program(), "version"}):match("Consul (%S+)")
 end
--- The server lets go of a session after up to twice its TTL, and of its locks after a delay of 15 s.
-function consul.settle(ttl) return ttl * 2 + 15 + 5 end
+
+-- The server lets go of a session after up to twice its TTL, and of its locks after a delay: the TTL, 15 s at the most.
+function consul.takeover(ttl) return ttl * 2 + math.min(ttl, 15) + 2 end
+function consul.settle(ttl) return consul.takeover(ttl) + 5 end
 
 local zookeeper = {scheme = "zk"}
 backends.zookeeper = zookeeper
@@ -152,6 +154,12 @@ end
 --- After so many seconds nothing of a client that was killed may be left.
 function Cluster:settle_seconds(ttl)
   return self.backend and self.backend.settle(ttl) or 5
+end
+
+--- When a holder is killed, the next one has the lock after so many seconds.
+function Cluster:takeover_seconds(ttl)
+  if not self.backend then return 0.1 end
+  return (self.backend.takeover or function() return ttl + 2 end)(ttl)
 end
 
 function Cluster:pause(i)

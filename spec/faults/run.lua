@@ -1,6 +1,9 @@
 --- Runs the fault suite from a shell: lua spec/faults/run.lua BACKEND [--seconds N] [--seed N] [--keep] [--quiet]
 --   [--judge FOLDER]      only look at histories that were kept
+--   [--killed ROUNDS]     instead: holders and waiters of locks killed so often, and how long the next one waits
 -- Exit status 1 when something is wrong. scripts/run-torture runs it for each backend.
+local clusters = require("spec.faults.clusters")
+local killed = require("spec.faults.killed")
 local lfs = require("lfs")
 local torture = require("spec.faults.torture")
 local util = require("spec.support.util")
@@ -17,6 +20,26 @@ while arg[i] do
   end
   i = i + 1
 end
+
+local LANES = {consul = 10, ["local"] = 1}
+local TTL = 2
+
+-- spec/faults/killed.lua against a cluster.
+local function kill_holders()
+  local cluster = clusters.start(options.backend)
+  local wait = cluster:takeover_seconds(TTL)
+  io.write(("%s %s: %d times a holder is killed, TTL %d\n"):format(options.backend, tostring(cluster:version()),
+    options.killed, TTL))
+  local problems, counts = killed.run{cluster = cluster, rounds = options.killed, lanes = LANES[options.backend] or 4,
+    waiters = 3, ttl = TTL, limit = wait}
+  cluster:stop()
+  io.write(("  the next one holds after %.3f s on the average, %.3f s at the most; %.1f s are allowed\n"):format(
+    counts.sum / counts.rounds, counts.longest, wait))
+  for _, problem in ipairs(problems) do io.write("  PROBLEM ", problem, "\n") end
+  os.exit(#problems == 0 and counts.rounds == options.killed and 0 or 1, true)
+end
+
+if options.killed then kill_holders() end
 
 local report
 if options.judge then
