@@ -15,7 +15,7 @@
 # CPPFLAGS and LDFLAGS are yours; V=1 shows the commands.
 
 LUA ?= lua5.4
-BACKENDS ?= local etcd consul zookeeper
+BACKENDS ?= local etcd consul zookeeper etcd2
 PREFIX ?= /usr/local
 DESTDIR ?=
 SANITIZE ?=
@@ -50,6 +50,8 @@ PACKAGES_etcd := libnghttp2 openssl
 WIRE_etcd := grpc protobuf tls
 PACKAGES_consul := libcurl jansson openssl
 WIRE_consul := http json base64
+PACKAGES_etcd2 := libcurl jansson openssl
+WIRE_etcd2 := http json base64
 
 # The ZooKeeper C client comes without a pkg-config file: a program that is linked with it tells whether it is there.
 PACKAGES_zookeeper := openssl

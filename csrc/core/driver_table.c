@@ -55,6 +55,7 @@ const struct kv_host kv_host_table = {
     .feed_pair = kv_feed_pair,
     .feed_end = kv_feed_end,
     .feed_connected = kv_feed_connected,
+    .feed_gone = kv_feed_gone,
     .feed_lost = kv_feed_lost,
     .closed = kv_backend_closed,
     .random = kv_random,

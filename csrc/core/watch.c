@@ -549,6 +549,37 @@ void kv_feed_commit(struct kv_feed *feed, uint64_t revision) {
   if (catching_up && over) wait_for_consumer(watch);
 }
 
+struct gone {
+  struct kv_watch *watch;
+  kv_slice dir;
+  uint64_t revision;
+};
+
+static void gone_one(void *argument, struct kv_known *known) {
+  struct gone *gone = argument;
+  kv_slice dir = gone->dir;
+  char key[KV_KEY_MAX];
+  size_t size = known->key_size;
+  bool below = !dir.size || (size >= dir.size && memcmp(known->key, dir.data, dir.size) == 0 &&
+                             (size == dir.size || known->key[dir.size] == '/'));
+  if (!below || known->revision >= gone->revision || gone->watch->state != STREAMING) return;
+  memcpy(key, known->key, size);
+  deliver_delete(gone->watch, known, (kv_slice){key, size}, gone->revision);
+}
+
+void kv_feed_gone(struct kv_feed *feed, kv_slice dir, uint64_t revision) {
+  struct kv_watch *watch = of_feed(feed);
+  if (watch->state != STREAMING || revision < feed->from) return;
+  if (is_catching_up(watch)) { /* what was there is in no listing of ours */
+    end(watch, KV_COMPACTED, "a whole directory was deleted since, and the history does not tell its keys");
+    return;
+  }
+  struct gone gone = {.watch = watch, .dir = dir, .revision = revision};
+  watch->sweeping = true;
+  kv_delivered_each(&watch->delivered, gone_one, &gone);
+  watch->sweeping = false;
+}
+
 void kv_feed_begin(struct kv_feed *feed) {
   new_pass(of_feed(feed));
 }

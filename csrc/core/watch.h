@@ -12,6 +12,7 @@ void kv_feed_begin(struct kv_feed *feed);
 void kv_feed_pair(struct kv_feed *feed, kv_slice key, kv_slice value, uint64_t revision, uint64_t created);
 void kv_feed_end(struct kv_feed *feed, uint64_t revision);
 void kv_feed_connected(struct kv_feed *feed, bool connected);
+void kv_feed_gone(struct kv_feed *feed, kv_slice dir, uint64_t revision);
 void kv_feed_lost(struct kv_feed *feed, kv_code code, const char *format, ...) KV_PRINTF(3, 4);
 
 /* Watch one key of the library's own, by its full name. As kv_watch_open() with the key alone in its options. */

@@ -314,6 +314,8 @@ struct kv_host {
   /* -- watches: all between watch_open and watch_close of the feed */
   void (*feed_event)(struct kv_feed *feed, kv_event_type type, kv_slice key, kv_slice value, uint64_t revision,
                      uint64_t created);
+  /* This key, and all below it that are older, are gone since this revision: a directory was deleted as one. */
+  void (*feed_gone)(struct kv_feed *feed, kv_slice dir, uint64_t revision);
   /* everything up to this revision was fed (end of a batch, or progress) */
   void (*feed_commit)(struct kv_feed *feed, uint64_t revision);
   void (*feed_begin)(struct kv_feed *feed);                     /* KV_CAN_SNAPSHOT: a whole state follows */

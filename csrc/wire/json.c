@@ -64,6 +64,10 @@ uint64_t json_rounded(const struct json *value) {
   return real >= 0 && real < 18446744073709551616.0 ? (uint64_t)real : 0;
 }
 
+bool json_flag(const struct json *value) {
+  return value && json_typeof(plain(value)) == JSON_TRUE;
+}
+
 /* ------------------------------------------------------------------ elements */
 
 enum { BEFORE, FIRST, NEXT, INSIDE, SCALAR, BEHIND, END, BROKEN };
@@ -186,6 +190,92 @@ bool json_elements_feed(struct json_elements *elements, const char *data, size_t
   if (feed(elements, data, size)) return true;
   elements->state = BROKEN;
   return false;
+}
+
+/* ------------------------------------------------------------------ leaves */
+
+#define NESTED_MAX 2048 /* a key of 480 bytes has 240 segments; each is an object and an array */
+
+void json_leaves_init(struct json_leaves *leaves, size_t leaf_max,
+                      bool (*leaf)(void *context, kv_slice text, unsigned depth), void *context) {
+  memset(leaves, 0, sizeof *leaves);
+  leaves->leaf = leaf;
+  leaves->context = context;
+  kv_buffer_init(&leaves->held, leaf_max);
+}
+
+void json_leaves_free(struct json_leaves *leaves) {
+  kv_buffer_free(&leaves->held);
+}
+
+bool json_leaves_complete(const struct json_leaves *leaves) {
+  return leaves->begun && !leaves->depth && !leaves->broken;
+}
+
+/* The leaf that ends in front of data[end]: what is held, then the bytes from data[from]. */
+static bool end_leaf(struct json_leaves *leaves, const char *data, size_t from, size_t end) {
+  struct kv_buffer *held = &leaves->held;
+  kv_slice text = {data + from, end - from};
+  if (held->size + text.size > held->limit) return false;
+  if (held->size) {
+    if (!kv_buffer_add(held, text.data, text.size)) return false;
+    text = (kv_slice){held->data, held->size};
+  }
+  leaves->inside = false;
+  bool good = leaves->leaf(leaves->context, text, leaves->depth);
+  held->size = 0;
+  return good;
+}
+
+/* A byte outside of strings; *from is where the text of a leaf begins in this piece. False: malformed, or stop. */
+static bool structure(struct json_leaves *leaves, const char *data, size_t at, size_t *from) {
+  char byte = data[at];
+  if (byte == '{' || byte == '[') {
+    if ((!leaves->depth && leaves->begun) || leaves->depth >= NESTED_MAX) return false;
+    leaves->begun = true;
+    leaves->depth++;
+    leaves->inside = byte == '{';
+    leaves->held.size = 0;
+    *from = at;
+    return true;
+  }
+  if (byte == '}' || byte == ']') {
+    if (!leaves->depth || (byte == ']' && leaves->inside)) return false;
+    if (leaves->inside && !end_leaf(leaves, data, *from, at + 1)) return false;
+    leaves->depth--;
+    return true;
+  }
+  if (byte == '"') {
+    leaves->in_string = true;
+    leaves->escaped = false;
+  }
+  return leaves->depth || is_space(byte);
+}
+
+static size_t skip_string(struct json_leaves *leaves, const char *data, size_t at, size_t size) {
+  if (leaves->escaped) {
+    leaves->escaped = false;
+    return at + 1;
+  }
+  while (at < size && data[at] != '"' && data[at] != '\\') at++;
+  if (at == size) return at;
+  leaves->escaped = data[at] == '\\';
+  leaves->in_string = data[at] != '"';
+  return at + 1;
+}
+
+bool json_leaves_feed(struct json_leaves *leaves, const char *data, size_t size) {
+  size_t from = 0, at = 0;
+  if (leaves->broken) return false;
+  while (at < size) {
+    if (leaves->in_string)
+      at = skip_string(leaves, data, at, size);
+    else if (!structure(leaves, data, at++, &from))
+      leaves->broken = true;
+    if (leaves->broken) return false;
+  }
+  if (leaves->inside && !kv_buffer_add(&leaves->held, data + from, size - from)) leaves->broken = true;
+  return !leaves->broken;
 }
 
 /* ------------------------------------------------------------------ writing */

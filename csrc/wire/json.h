@@ -1,6 +1,5 @@
 /*
- * json.h - JSON from servers, read by jansson; and the two ways in which a large answer is kept from being one large
- * tree.
+ * json.h - JSON from servers, read by jansson; and two ways in which a large answer is kept from being one large tree.
  *
  * A listing is an array that may be as long as the store is large. json_elements cuts it into its elements as bytes
  * arrive, so that no more than one element is ever held as text, and each is read on its own.
@@ -31,6 +30,8 @@ bool json_text(const struct json *value, kv_slice *text);
 bool json_number(const struct json *value, uint64_t *number);
 /* A number below 2^64 as near as a double tells it; 0: it is none. */
 uint64_t json_rounded(const struct json *value);
+/* Is it `true`? */
+bool json_flag(const struct json *value);
 
 /* ------------------------------------------------------------------ the elements of an array, as they come */
 
@@ -52,6 +53,32 @@ bool json_elements_feed(struct json_elements *elements, const char *data, size_t
 /* Has the array ended? */
 bool json_elements_complete(const struct json_elements *elements);
 void json_elements_free(struct json_elements *elements);
+
+/* ------------------------------------------------------------------ the innermost objects, as they come */
+
+/*
+ * A tree may be as large as the store, and nested. json_leaves finds the objects that hold no other object or array in
+ * them, at any depth, and gives each as text of its own: of a tree these are its leaves. What stands around them is only
+ * checked for its brackets.
+ */
+struct json_leaves {
+  /* One object, complete, of the depth at which it stands (the outermost: 1). False: stop. */
+  bool (*leaf)(void *context, kv_slice text, unsigned depth);
+  void *context;
+  struct kv_buffer held; /* of the object whose end is still to come */
+  unsigned depth;
+  bool inside;           /* of an object that has been a leaf so far */
+  bool in_string, escaped, begun, broken;
+};
+
+/* `leaf_max` caps the text of one leaf. */
+void json_leaves_init(struct json_leaves *leaves, size_t leaf_max,
+                      bool (*leaf)(void *context, kv_slice text, unsigned depth), void *context);
+/* False: malformed, an object over its cap, or leaf() said stop. Final. */
+bool json_leaves_feed(struct json_leaves *leaves, const char *data, size_t size);
+/* Has the outermost value ended? */
+bool json_leaves_complete(const struct json_leaves *leaves);
+void json_leaves_free(struct json_leaves *leaves);
 
 /* ------------------------------------------------------------------ writing */
 

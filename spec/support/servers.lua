@@ -8,7 +8,8 @@
 --    etcd:ctl("compact", "17")            etcdctl, its output
 --    etcd:stop()                          ends it and removes its folder
 --
--- servers.cluster(3) gives members that know each other. servers.consul{}, servers.consul_cluster(3),
+-- servers.cluster(3) gives members that know each other. servers.etcd2{} and servers.etcd2_cluster(3) are the same with
+-- URLs of the v2 API, and v2("/keys/a") for a request to it. servers.consul{}, servers.consul_cluster(3),
 -- servers.zookeeper{} and servers.zookeeper_cluster(3) have the same methods (ZooKeeper: not ctl, but ask("ruok") for
 -- the server's four-letter words).
 local native = require("spec.native")
@@ -212,6 +213,52 @@ function servers.cluster(count, options)
     member:launch()
   end
   for _, member in ipairs(members) do assert(member:wait_healthy()) end
+  return members
+end
+
+-- ------------------------------------------------------------------ etcd's v2 API
+
+-- The same server, which offers both.
+local Etcd2 = setmetatable({}, {__index = Etcd})
+Etcd2.__index = Etcd2
+
+function Etcd2:url(rest, user)
+  return (Etcd.url(self, rest, user):gsub("^etcd", "etcd2"))
+end
+
+--- Forget everything, as after a lost disk. Only while it is down.
+function Etcd2:wipe()
+  util.remove(self.folder .. "/data")
+end
+
+--- A request to its v2 API by curl: the body of the answer. `path` is what follows "/v2"; the rest goes to curl.
+function Etcd2:v2(path, ...)
+  local scheme = self.certificates and "https" or "http"
+  local command = {"curl", "-s", "-k", "-m", "10", ("%s://127.0.0.1:%d/v2%s"):format(scheme, self.port, path), ...}
+  return assert(servers.run(command))
+end
+
+--- A server. Options as of servers.etcd(), but for auth: users (root with .password; worker:w0rk may use /allowed/).
+function servers.etcd2(options)
+  local self = setmetatable(servers.etcd(options), Etcd2)
+  if not self.options.users then return self end
+  local function put(path, body)
+    self:v2(path, "-X", "PUT", "-H", "Content-Type: application/json", "-d", body)
+  end
+  put("/auth/users/root", ('{"user": "root", "password": "%s"}'):format(ROOT_PASSWORD))
+  put("/auth/roles/limited", '{"role": "limited", "permissions": {"kv": {"read": ["/allowed/*"], ' ..
+    '"write": ["/allowed/*"]}}}')
+  put("/auth/users/worker", '{"user": "worker", "password": "w0rk", "roles": ["limited"]}')
+  put("/auth/enable", "")
+  self:v2("/auth/roles/guest", "-u", "root:" .. ROOT_PASSWORD, "-X", "DELETE")
+  self.password = ROOT_PASSWORD
+  return self
+end
+
+--- Members of one cluster, all healthy.
+function servers.etcd2_cluster(count, options)
+  local members = servers.cluster(count, options)
+  for _, member in ipairs(members) do setmetatable(member, Etcd2) end
   return members
 end
 

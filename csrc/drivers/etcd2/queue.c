@@ -1,0 +1,286 @@
+/*
+ * queue.c - the steps of a lock's queue: entries with a time to live in a hidden directory of the lock,
+ *
+ *   _kv/lock/NAME/ID      the value: what the lock shows
+ *
+ * whose order is that of their createdIndex, as of the keys that etcd makes in order itself. The names are chosen by
+ * us, so that an entry whose creation was not answered is found again. The first one holds the lock, and its
+ * createdIndex is the token: it comes from the one log of the servers.
+ *
+ * Once an entry is first it stays first, for those behind it only get greater indexes. So right after its creation it is
+ * enough to read the directory from any server that has come as far in the log as that.
+ *
+ * The directory is removed, if it is empty, when the lease of the lock is given back.
+ */
+#include <string.h>
+
+#include "etcd2.h"
+
+#define WAIT_AT_ONCE (30 * ETCD2_SECOND) /* a wait is looked at again after so long */
+
+/* ------------------------------------------------------------------ names */
+
+static void append(struct etcd2_name *out, const char *data, size_t size) {
+  /* the core keeps names below KV_KEY_MAX */
+  if (size > sizeof out->data - out->size) size = sizeof out->data - out->size;
+  memcpy(out->data + out->size, data, size);
+  out->size += size;
+}
+
+static void queue_name(const struct kv_place *place, struct etcd2_name *out) {
+  out->size = 0;
+  append(out, "_kv/lock/", 9);
+  for (size_t i = 0; i < place->name.size; i++) {
+    char byte = place->name.data[i];
+    if (byte == '/')
+      append(out, "%2F", 3); /* lock "a" is not above lock "a/b" */
+    else if (byte == '%')
+      append(out, "%25", 3);
+    else
+      append(out, &byte, 1);
+  }
+}
+
+static void entry_name(const struct kv_place *place, const char *id, struct etcd2_name *out) {
+  queue_name(place, out);
+  append(out, "/", 1);
+  append(out, id, strlen(id));
+}
+
+static void path_of(struct etcd2_call *call, const struct etcd2_name *name) {
+  etcd2_path(call, (kv_slice){name->data, name->size});
+}
+
+/* ------------------------------------------------------------------ what a lease knows of its entry */
+
+static void queue_left(struct etcd2_call *call) {
+  etcd2_finish(call, KV_OK, NULL);
+}
+
+/* In the background: the queue that this lease was in before. */
+static void leave_queue(struct etcd2 *etcd2, const struct etcd2_name *queue) {
+  struct etcd2_call *call = etcd2->calls.closing ? NULL : etcd2_call_new(etcd2, NULL);
+  if (!call) return;
+  path_of(call, queue);
+  http_call_query(etcd2_base(call), "dir=true");
+  etcd2_send(call, "DELETE", false, queue_left);
+}
+
+static void note_entry(struct etcd2_call *call, bool there) {
+  const struct kv_place *place = call->op->place;
+  struct etcd2_lease *lease = etcd2_lease_find(call->etcd2, place->lease->id);
+  struct etcd2_name queue;
+  if (!lease) return;
+  queue_name(place, &queue);
+  bool other = lease->queue.size && !(lease->queue.size == queue.size &&
+                                      memcmp(lease->queue.data, queue.data, queue.size) == 0);
+  if (other) leave_queue(call->etcd2, &lease->queue);
+  lease->queue = queue;
+  lease->entry.size = 0;
+  if (there) entry_name(place, place->id, &lease->entry);
+}
+
+/* ------------------------------------------------------------------ who is before us? */
+
+/* The id of an entry: the last segment of its key. */
+static kv_slice id_of(const struct etcd2_found *found) {
+  size_t at = found->key_size;
+  while (at && found->bytes[at - 1] != '/') at--;
+  return (kv_slice){found->bytes + at, found->key_size - at};
+}
+
+static bool is_id(kv_slice id, const char *text) {
+  return id.size == strlen(text) && memcmp(id.data, text, id.size) == 0;
+}
+
+static void read_queue(struct etcd2_call *call, bool strong, void (*then)(struct etcd2_call *call)) {
+  struct etcd2_name queue;
+  if (!etcd2_listing_new(call, call->op->kind == KV_QUEUE_HEAD, false)) return;
+  queue_name(call->op->place, &queue);
+  path_of(call, &queue);
+  if (strong) http_call_query(etcd2_base(call), "quorum=true");
+  etcd2_send_read(call, then);
+}
+
+/* From the listing: call->mine, call->ahead, and the id of that. */
+static void read_line(struct etcd2_call *call) {
+  const struct etcd2_found *found;
+  size_t at = 0;
+  call->mine = call->ahead = 0;
+  while (etcd2_listing_next(call->listing, &at, &found))
+    if (is_id(id_of(found), call->op->place->id)) call->mine = found->created;
+  for (at = 0; call->mine && etcd2_listing_next(call->listing, &at, &found);) {
+    kv_slice id = id_of(found);
+    if (found->created >= call->mine || found->created <= call->ahead || id.size > KV_PLACE_ID_MAX) continue;
+    call->ahead = found->created;
+    memcpy(call->ahead_id, id.data, id.size);
+    call->ahead_id[id.size] = '\0';
+  }
+}
+
+static void tell_gone(struct etcd2_call *call) {
+  etcd2_finish(call, KV_LOST, "our entry in the queue is gone");
+}
+
+static void answer_ahead(struct etcd2_call *call) {
+  struct kv_op *op = call->op;
+  struct kv_place *place = op->place;
+  bool first = !call->ahead;
+  if (!first) {
+    memcpy(place->ahead, call->ahead_id, sizeof call->ahead_id);
+    place->ahead_revision = call->index;
+  }
+  if (first && op->kind != KV_QUEUE_AHEAD) place->token = call->mine;
+  op->result.answered_ahead = op->kind == KV_QUEUE_JOIN;
+  op->result.found = op->kind == KV_QUEUE_CLAIM ? first : !first;
+  etcd2_finish(call, KV_OK, NULL);
+}
+
+static void line_read(struct etcd2_call *call) {
+  if (!etcd2_is_listing(call)) return;
+  read_line(call);
+  if (call->mine)
+    answer_ahead(call);
+  else
+    tell_gone(call);
+}
+
+/* ------------------------------------------------------------------ join */
+
+static void line_seen(struct etcd2_call *call) {
+  if (!etcd2_is_listing(call)) return;
+  read_line(call);
+  if (call->mine && call->index >= call->expected)
+    answer_ahead(call);
+  else /* from a server that lags behind, or it is gone */
+    read_queue(call, true, line_read);
+}
+
+static void joined(struct etcd2_call *call) {
+  bool was_there = call->error.code == ETCD2_EXISTS;
+  if (!etcd2_good(call) && !was_there) {
+    etcd2_refuse(call);
+    return;
+  }
+  call->expected = call->index;
+  read_queue(call, false, line_seen);
+}
+
+static void join(struct etcd2_call *call) {
+  const struct kv_place *place = call->op->place;
+  struct etcd2_name entry;
+  entry_name(place, place->id, &entry);
+  note_entry(call, true);
+  path_of(call, &entry);
+  if (!etcd2_encode(&call->value, place->value, 0)) call->failed = true;
+  etcd2_field(call, "value", (kv_slice){call->value.data, call->value.size});
+  etcd2_field(call, "prevExist", KV_TEXT("false"));
+  etcd2_field_number(call, "ttl", etcd2_ttl(place->lease->ttl));
+  etcd2_field(call, "noValueOnSuccess", KV_TEXT("true"));
+  etcd2_send(call, "PUT", true, joined);
+}
+
+/* ------------------------------------------------------------------ renew */
+
+static void entry_renewed(struct etcd2_call *call) {
+  if (call->error.code == ETCD2_NOT_FOUND) {
+    tell_gone(call);
+  } else if (!etcd2_good(call)) {
+    etcd2_refuse(call);
+  } else {
+    call->op->lease->granted = (double)etcd2_ttl(call->op->lease->ttl);
+    etcd2_finish(call, KV_OK, NULL);
+  }
+}
+
+void etcd2_queue_renew(struct etcd2_call *call) {
+  const struct kv_place *place = call->op->place;
+  struct etcd2_name entry;
+  entry_name(place, place->id, &entry);
+  path_of(call, &entry);
+  etcd2_field(call, "refresh", KV_TEXT("true"));
+  etcd2_field(call, "prevExist", KV_TEXT("true"));
+  etcd2_field_number(call, "ttl", etcd2_ttl(call->op->lease->ttl));
+  etcd2_send(call, "PUT", false, entry_renewed); /* once more does no harm */
+}
+
+/* ------------------------------------------------------------------ wait */
+
+/* Whatever came: CLAIM looks. */
+static void waited(struct etcd2_call *call) {
+  kv_code code = etcd2_code(call->http.status, &call->error, false);
+  if (etcd2_good(call) || code == KV_COMPACTED)
+    etcd2_finish(call, KV_OK, NULL);
+  else
+    etcd2_refuse(call);
+}
+
+static void long_enough(struct kv_timer *timer) {
+  etcd2_finish((struct etcd2_call *)timer->data, KV_OK, NULL);
+}
+
+static void wait_for(struct etcd2_call *call) {
+  const struct kv_place *place = call->op->place;
+  struct etcd2_name entry;
+  entry_name(place, place->ahead, &entry);
+  path_of(call, &entry);
+  http_call_query(etcd2_base(call), "wait=true");
+  http_call_query_number(etcd2_base(call), "waitIndex", place->ahead_revision + 1);
+  call->lasting = true;
+  call->timer.fire = long_enough;
+  call->timer.data = call;
+  kv_etcd2->timer_set(&call->timer, kv_etcd2->now() + WAIT_AT_ONCE);
+  etcd2_send(call, "GET", false, waited);
+}
+
+/* ------------------------------------------------------------------ leave, head */
+
+static void left(struct etcd2_call *call) {
+  bool gone = call->error.code == ETCD2_NOT_FOUND;
+  if (!etcd2_good(call) && !gone) {
+    etcd2_refuse(call);
+    return;
+  }
+  note_entry(call, false);
+  call->op->result.found = !gone;
+  etcd2_finish(call, KV_OK, NULL);
+}
+
+static void leave(struct etcd2_call *call) {
+  struct etcd2_name entry;
+  entry_name(call->op->place, call->op->place->id, &entry);
+  path_of(call, &entry);
+  etcd2_send(call, "DELETE", true, left);
+}
+
+static void head_told(struct etcd2_call *call) {
+  const struct etcd2_found *found, *first = NULL;
+  size_t at = 0;
+  if (!etcd2_is_listing(call)) return;
+  while (etcd2_listing_next(call->listing, &at, &found))
+    if (!first || found->created < first->created) first = found;
+  bool good = !first || kv_etcd2->pair(call->op, call->op->place->name, etcd2_found_value(first), first->created,
+                                       first->created, false);
+  if (good)
+    etcd2_finish(call, KV_OK, NULL);
+  else
+    http_call_no_memory(etcd2_base(call));
+}
+
+/* ------------------------------------------------------------------ which step */
+
+void etcd2_queue_step(struct etcd2 *etcd2, struct kv_op *op) {
+  if (op->place->interop) {
+    kv_etcd2->finish(op, KV_UNSUPPORTED, "etcd v2 knows no locks of the kind \"%s\"", op->place->interop);
+    return;
+  }
+  struct etcd2_call *call = etcd2_call_new(etcd2, op);
+  if (!call) return;
+  switch (op->kind) {
+    case KV_QUEUE_JOIN: join(call); break;
+    case KV_QUEUE_AHEAD: case KV_QUEUE_CLAIM: read_queue(call, true, line_read); break;
+    case KV_QUEUE_WAIT: wait_for(call); break;
+    case KV_QUEUE_LEAVE: leave(call); break;
+    default: read_queue(call, true, head_told); break;
+  }
+}
