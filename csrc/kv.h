@@ -187,7 +187,7 @@ KV_API const char *kv_store_label(const kv_store *store);
 /* The store's default timeout in seconds. */
 KV_API double kv_store_timeout(const kv_store *store);
 
-/* Is the capability there? Names: txn ttl lock lease watch resume every_version paging election. */
+/* Is the capability there? Names: txn ttl lock lease watch resume every_version paging election nested. */
 KV_API bool kv_store_supports(const kv_store *store, const char *capability);
 
 /* The index-th capability name known at all, or NULL past the last. */

@@ -143,6 +143,7 @@ static const struct {
     {"every_version", KV_CAN_EVERY_VERSION}, {"paging", KV_CAN_PAGING},
     {"election", KV_CAN_LOCK | KV_CAN_TXN | KV_CAN_LEASE | KV_CAN_WATCH},
     {"interop", KV_CAN_INTEROP}, {"interop_order", KV_CAN_INTEROP_ORDER},
+    {"nested", KV_CAN_NESTED},
 };
 
 #define CAPABILITY_COUNT (sizeof capabilities / sizeof *capabilities)

@@ -62,6 +62,7 @@ enum kv_capability {
   KV_CAN_PAGING = 1 << 7,        /* listings come in pages of one revision */
   KV_CAN_INTEROP = 1 << 8,       /* locks in the layout of other programs: driver->interop */
   KV_CAN_INTEROP_ORDER = 1 << 9, /* and these serve in the order in which all came, ours and others' */
+  KV_CAN_NESTED = 1 << 10,       /* a key may have keys below it (never in portable mode) */
   /* not shown to users: */
   KV_CAN_SNAPSHOT = 1 << 16,   /* watches feed whole states, the first one included */
   /* start() and cancel() may run on any thread, and finish() be called on any; no retries are made */

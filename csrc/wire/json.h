@@ -57,8 +57,8 @@ void json_elements_free(struct json_elements *elements);
 /* ------------------------------------------------------------------ the innermost objects, as they come */
 
 /*
- * A tree may be as large as the store, and nested. json_leaves finds the objects that hold no other object or array in
- * them, at any depth, and gives each as text of its own: of a tree these are its leaves. What stands around them is only
+ * A tree may be as large as the store, and nested. json_leaves finds the objects that hold no other object or array,
+ * at any depth, and gives each as text of its own: of a tree these are its leaves. What stands around them is only
  * checked for its brackets.
  */
 struct json_leaves {

@@ -84,7 +84,7 @@
 ---@field prev? boolean give on_change the value before; default false
 
 ---What store:supports() knows of.
----@alias kv.capability "txn"|"ttl"|"lock"|"election"|"lease"|"watch"|"resume"|"every_version"|"paging"
+---@alias kv.capability "txn"|"ttl"|"lock"|"election"|"lease"|"watch"|"resume"|"every_version"|"paging"|"nested"
 ---| "interop"
 ---| "interop_order"
 

@@ -515,7 +515,8 @@ function Store:info()
   return info
 end
 
---- Can this backend do it? "txn", "ttl", "lock", "election", "lease", "watch", "resume", "every_version", "paging".
+--- Can this backend do it? "txn", "ttl", "lock", "election", "lease", "watch", "resume", "every_version", "paging",
+-- "nested" (a key may have keys below it).
 -- @tparam string name
 -- @treturn boolean
 function Store:supports(name, extra)

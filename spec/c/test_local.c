@@ -82,7 +82,8 @@ TEST(a_store_tells_of_itself) {
   CHECK_STR(info.backend, "local");
   CHECK_STR(info.endpoint, folder);
   CHECK(strncmp(info.server_version, "LMDB 0.", 7) == 0);
-  static const char *const all[] = {"txn", "ttl", "lock", "lease", "watch", "resume", "every_version", "paging"};
+  static const char *const all[] = {"txn", "ttl", "lock", "lease", "watch", "resume", "every_version", "paging",
+                                    "nested"};
   for (size_t i = 0; i < sizeof all / sizeof *all; i++) CHECK(kv_store_supports(store, all[i]));
   close_store(store);
 }

@@ -50,7 +50,7 @@ describe("watch", function()
     assert(watch:wait_synced(10))
     assert(t.store:put("key2", "x"))
     assert(t.store:put("ke", "x"))
-    if t.backend ~= "etcd2" then assert(t.store:put("key/below", "x")) end
+    if t.store:supports("nested") then assert(t.store:put("key/below", "x")) end
     assert(t.store:put("other/key", "x"))
     assert(t.store:put("key", "mine"))
     assert.equal("put key mine", t.told(watch))

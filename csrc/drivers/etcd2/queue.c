@@ -3,12 +3,12 @@
  *
  *   _kv/lock/NAME/ID      the value: what the lock shows
  *
- * whose order is that of their createdIndex, as of the keys that etcd makes in order itself. The names are chosen by
- * us, so that an entry whose creation was not answered is found again. The first one holds the lock, and its
+ * whose order is that of their createdIndex, as of the keys that etcd makes in order itself. The names are chosen by us,
+ * so that an entry whose creation was not answered is found again. The first one holds the lock, and its
  * createdIndex is the token: it comes from the one log of the servers.
  *
  * Once an entry is first it stays first, for those behind it only get greater indexes. So right after its creation it is
- * enough to read the directory from any server that has come as far in the log as that.
+ * enough to read the directory from any server that has come as far in the log.
  *
  * The directory is removed, if it is empty, when the lease of the lock is given back.
  */
