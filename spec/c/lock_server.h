@@ -562,10 +562,12 @@ static const struct kv_scheme plain_schemes[] = {{"nolocks", false, 1}, {NULL, f
   .attach = fake_attach, .create = fake_create, .close = fake_close, .destroy = fake_destroy, .start = fake_start, \
   .cancel = fake_cancel, .watch_open = fake_watch, .watch_close = fake_watch
 
+static const char *const fake_interop[] = {"fake", NULL};
+
 static const struct kv_driver fake_driver = {
     .abi = KV_DRIVER_ABI, .name = "lockfake", .schemes = fake_schemes,
     .capabilities = KV_CAN_MOVE | KV_CAN_LOCK | KV_CAN_LEASE | KV_CAN_TTL | KV_CAN_TXN,
-    .limits = {.value_max = 60, .lease_min = 0.03},
+    .limits = {.value_max = 60, .lease_min = 0.03}, .interop = fake_interop,
     FAKE_SLOTS};
 
 static const struct kv_driver thread_driver = {

@@ -471,6 +471,33 @@ TEST(giving_up_leaves_nothing_wherever_it_waits) {
         }
 }
 
+/* What a claim makes in a foreign layout may appear late, under the lease: nobody may hold by it then. Our own claims
+ * make nothing, and the lease is as good as before. */
+TEST(a_foreign_claim_in_doubt_costs_the_lease) {
+  static const char *const layouts[] = {NULL, "fake"};
+  for (size_t i = 0; i < 2; i++) {
+    kv_store *store = fresh(urls[0]);
+    kv_error error = {0};
+    kv_lock_options options = {.name = KV_TEXT("/door/"), .ttl = 60, .interop = layouts[i]};
+    kv_lock *lock = kv_lock_new(store, &options, &error);
+    REQUIRE(lock);
+    server.no_ahead = true;
+    fault(KV_QUEUE_CLAIM, HANG, 1);
+    uint64_t id = ask_acquire(lock, -1, 4);
+    WAIT_FOR(steps(KV_QUEUE_CLAIM) == 1);
+    kv_cancel(queue, id);
+    CHECK_EQ(next_tag(KV_CANCELLED), 4);
+    WAIT_FOR(entries_there() == 0);
+    CHECK_EQ(acquire(lock, 5), KV_OK);
+    CHECK_STR(server.entries[0].name, layouts[i] ? "/door/" : "app/door");
+    CHECK_EQ(steps(KV_LEASE_GRANT), layouts[i] ? 2 : 1);
+    WAIT_FOR(leases_there() == 1);
+    kv_lock_free(lock);
+    close_store(store);
+    check_nothing_left();
+  }
+}
+
 TEST(cancelling_at_once_is_harmless) {
   for (int i = 0; i < 2; i++) {
     kv_store *store = fresh(urls[i]);
