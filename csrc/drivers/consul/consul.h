@@ -237,8 +237,8 @@ void consul_watches_init(struct consul *consul);
 void consul_watches_close(struct consul *consul);
 void consul_watches_free(struct consul *consul);
 void consul_watches_crowded(struct consul *consul);
-void consul_watch_open(struct consul *consul, struct kv_feed *feed);
-void consul_watch_close(struct consul *consul, struct kv_feed *feed);
+void consul_watch_open(void *state, struct kv_feed *feed);
+void consul_watch_close(void *state, struct kv_feed *feed);
 /* Finish the call's op when this key is gone (or, with `holder`, when that session does not hold it any more). */
 void consul_wait_gone(struct consul_call *call, kv_slice key, uint64_t index, const char *holder);
 void consul_waiter_free(struct consul_call *call);

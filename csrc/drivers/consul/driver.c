@@ -160,14 +160,6 @@ static void cancel(void *state, struct kv_op *op) {
   if (!consul_share_cancel(state, op) && op->data) consul_call_cancel(op->data);
 }
 
-static void watch_open(void *state, struct kv_feed *feed) {
-  consul_watch_open(state, feed);
-}
-
-static void watch_close(void *state, struct kv_feed *feed) {
-  consul_watch_close(state, feed);
-}
-
 static const struct kv_scheme schemes[] = {{"consul", false, 8500}, {"consuls", true, 8500}, {NULL, false, 0}};
 static const char *const interop[] = {"consul", NULL};
 
@@ -185,6 +177,6 @@ const struct kv_driver kv_driver_consul = {
   .destroy = destroy,
   .start = start,
   .cancel = cancel,
-  .watch_open = watch_open,
-  .watch_close = watch_close,
+  .watch_open = consul_watch_open,
+  .watch_close = consul_watch_close,
 };

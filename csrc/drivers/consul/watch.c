@@ -681,7 +681,8 @@ void consul_watches_free(struct consul *consul) {
   free(consul->watches.table);
 }
 
-void consul_watch_open(struct consul *consul, struct kv_feed *feed) {
+void consul_watch_open(void *state, struct kv_feed *feed) {
+  struct consul *consul = state;
   struct consul_source *source = source_of(consul, feed->tree ? SOURCE_TREE : SOURCE_KEY, feed->key);
   if (!source) {
     kv_consul->feed_lost(feed, KV_FAILED, "out of memory");
@@ -692,7 +693,8 @@ void consul_watch_open(struct consul *consul, struct kv_feed *feed) {
   service_later(consul);
 }
 
-void consul_watch_close(struct consul *consul, struct kv_feed *feed) {
+void consul_watch_close(void *state, struct kv_feed *feed) {
+  struct consul *consul = state;
   if (feed->data) remove_feed(feed->data, feed);
   service_later(consul);
 }

@@ -85,9 +85,9 @@ bool etcd_member_unfit(int status, const char *message) {
 
 struct etcd_call *etcd_call_new(struct etcd *etcd, struct kv_op *op) {
   struct etcd_call *call;
-  if (!etcd_list_empty(&etcd->pool)) {
-    call = etcd_of(struct etcd_call, node, etcd->pool.next);
-    etcd_list_remove(&call->node);
+  if (!kv_list_empty(&etcd->pool)) {
+    call = kv_list_of(struct etcd_call, node, etcd->pool.next);
+    kv_list_remove(&call->node);
     etcd->pooled--;
   } else {
     call = malloc(sizeof *call);
@@ -97,7 +97,7 @@ struct etcd_call *etcd_call_new(struct etcd *etcd, struct kv_op *op) {
     return NULL;
   }
   memset(call, 0, sizeof *call);
-  etcd_list_init(&call->node);
+  kv_list_init(&call->node);
   call->etcd = etcd;
   call->op = op;
   if (op) op->data = call;
@@ -106,7 +106,7 @@ struct etcd_call *etcd_call_new(struct etcd *etcd, struct kv_op *op) {
 
 static void call_free(struct etcd_call *call) {
   struct etcd *etcd = call->etcd;
-  etcd_list_remove(&call->node);
+  kv_list_remove(&call->node);
   etcd_listing_free(call->listing);
   call->listing = NULL;
   if (etcd->pooled >= POOL_MAX) {
@@ -114,13 +114,13 @@ static void call_free(struct etcd_call *call) {
     return;
   }
   etcd->pooled++;
-  etcd_list_move(&etcd->pool, &call->node);
+  kv_list_move(&etcd->pool, &call->node);
 }
 
 void etcd_pool_free(struct etcd *etcd) {
-  while (!etcd_list_empty(&etcd->pool)) {
-    struct etcd_call *call = etcd_of(struct etcd_call, node, etcd->pool.next);
-    etcd_list_remove(&call->node);
+  while (!kv_list_empty(&etcd->pool)) {
+    struct etcd_call *call = kv_list_of(struct etcd_call, node, etcd->pool.next);
+    kv_list_remove(&call->node);
     free(call);
   }
   etcd->pooled = 0;
@@ -150,7 +150,7 @@ void etcd_finish(struct etcd_call *call, kv_code code, const char *format, ...) 
 /* ------------------------------------------------------------------ answers */
 
 static bool on_message(struct grpc_call *grpc, const uint8_t *data, size_t size) {
-  struct etcd_call *call = etcd_of(struct etcd_call, grpc, grpc);
+  struct etcd_call *call = kv_list_of(struct etcd_call, grpc, grpc);
   if (call->answered) return false; /* an unary call has one answer */
   call->answered = true;
   if (call->cancelled) return true;
@@ -179,14 +179,14 @@ static void refused(struct etcd_call *call, struct etcd_link *link, int status, 
 }
 
 static void on_end(struct grpc_call *grpc, int status, const char *message) {
-  struct etcd_call *call = etcd_of(struct etcd_call, grpc, grpc);
+  struct etcd_call *call = kv_list_of(struct etcd_call, grpc, grpc);
   struct etcd *etcd = call->etcd;
   struct etcd_link *link = call->link;
   etcd->running--;
   call->state = ETCD_CALL_IDLE;
   call->link = NULL;
-  etcd_list_remove(&call->node);
-  if ((link && link->state == ETCD_LINK_OLD) || !etcd_list_empty(&etcd->waiting)) etcd_wake(etcd); /* room for others */
+  kv_list_remove(&call->node);
+  if ((link && link->state == ETCD_LINK_OLD) || !kv_list_empty(&etcd->waiting)) etcd_wake(etcd); /* room for others */
   if (status == GRPC_OK && call->answered && !call->cancelled)
     call->exchange->done(call);
   else if (status == GRPC_OK)
@@ -207,7 +207,7 @@ static void wait_for_link(struct etcd_call *call) {
     return;
   }
   call->state = ETCD_CALL_WAITING;
-  etcd_list_move(call->exchange->urgent ? call->etcd->waiting.next : &call->etcd->waiting, &call->node);
+  kv_list_move(call->exchange->urgent ? call->etcd->waiting.next : &call->etcd->waiting, &call->node);
   etcd_wake(call->etcd);
 }
 
@@ -239,7 +239,7 @@ void etcd_next_on(struct etcd_call *call, const struct etcd_exchange *exchange, 
   call->state = ETCD_CALL_RUNNING;
   call->link = link;
   etcd->running++;
-  etcd_list_move(&etcd->fresh, &call->node);
+  kv_list_move(&etcd->fresh, &call->node);
   etcd_wake(etcd);
 }
 
@@ -261,20 +261,20 @@ void etcd_next(struct etcd_call *call, const struct etcd_exchange *exchange) {
 }
 
 void etcd_start_waiting(struct etcd *etcd) {
-  while (!etcd_list_empty(&etcd->waiting) && etcd_ready(etcd)) {
-    struct etcd_call *call = etcd_of(struct etcd_call, node, etcd->waiting.next); /* urgent ones are in front */
+  while (!kv_list_empty(&etcd->waiting) && etcd_ready(etcd)) {
+    struct etcd_call *call = kv_list_of(struct etcd_call, node, etcd->waiting.next); /* urgent ones are in front */
     if (!call->exchange->urgent && etcd->running >= ETCD_RUNNING_MAX) break;
-    etcd_list_remove(&call->node);
+    kv_list_remove(&call->node);
     begin(call);
   }
 }
 
 void etcd_fail_waiting(struct etcd *etcd, kv_code code, const char *problem) {
-  struct etcd_list batch;
-  etcd_list_init(&batch);
-  while (!etcd_list_empty(&etcd->waiting)) etcd_list_move(&batch, etcd->waiting.next);
-  while (!etcd_list_empty(&batch)) {
-    struct etcd_call *call = etcd_of(struct etcd_call, node, batch.next);
+  struct kv_list batch;
+  kv_list_init(&batch);
+  while (!kv_list_empty(&etcd->waiting)) kv_list_move(&batch, etcd->waiting.next);
+  while (!kv_list_empty(&batch)) {
+    struct etcd_call *call = kv_list_of(struct etcd_call, node, batch.next);
     call->state = ETCD_CALL_IDLE;
     etcd_finish(call, code, "%s", problem);
   }
@@ -283,12 +283,12 @@ void etcd_fail_waiting(struct etcd *etcd, kv_code code, const char *problem) {
 
 /* Bytes were produced and are about to leave: from here on a lost answer means something. */
 void etcd_mark_sent(struct etcd *etcd) {
-  struct etcd_list *node = etcd->fresh.next, *next;
+  struct kv_list *node = etcd->fresh.next, *next;
   for (; node != &etcd->fresh; node = next) {
-    struct etcd_call *call = etcd_of(struct etcd_call, node, node);
+    struct etcd_call *call = kv_list_of(struct etcd_call, node, node);
     next = node->next;
     if (!call->grpc.sent) continue;
-    etcd_list_remove(node);
+    kv_list_remove(node);
     if (call->op && call->exchange->write) call->op->sent = true;
   }
 }

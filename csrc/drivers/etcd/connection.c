@@ -61,7 +61,7 @@ struct etcd_link *etcd_link_new(struct etcd *etcd, int fd, size_t address) {
   link->grpc = grpc_connection_new(authority, etcd->config->scheme->tls, MESSAGE_MAX, WINDOW);
   if (!link->grpc) goto failed;
   options_for(fd);
-  etcd_list_init(&link->node);
+  kv_list_init(&link->node);
   link->etcd = etcd;
   link->address = address;
   link->io.fd = fd;
@@ -76,7 +76,7 @@ failed:
 }
 
 void etcd_link_free(struct etcd_link *link) {
-  etcd_list_remove(&link->node);
+  kv_list_remove(&link->node);
   kv_etcd->io_remove(&link->io);
   tls_stream_free(link->tls);
   close(link->io.fd);

@@ -30,9 +30,9 @@ static void *create(struct kv_backend *backend, const struct kv_config *config, 
   etcd->backend = backend;
   etcd->config = config;
   etcd->auth = config->username ? ETCD_AUTH_NEEDED : ETCD_AUTH_DONE;
-  etcd_list_init(&etcd->waiting);
-  etcd_list_init(&etcd->fresh);
-  etcd_list_init(&etcd->pool);
+  kv_list_init(&etcd->waiting);
+  kv_list_init(&etcd->fresh);
+  kv_list_init(&etcd->pool);
   pb_writer_init(&etcd->out, ETCD_REQUEST_MAX);
   etcd_endpoint_init(etcd);
   etcd_watches_init(etcd);
@@ -112,14 +112,6 @@ static void cancel(void *state, struct kv_op *op) {
   if (op->data) etcd_call_cancel(op->data);
 }
 
-static void watch_open(void *state, struct kv_feed *feed) {
-  etcd_watch_open(state, feed);
-}
-
-static void watch_close(void *state, struct kv_feed *feed) {
-  etcd_watch_close(state, feed);
-}
-
 static const struct kv_scheme schemes[] = {{"etcd", false, 2379}, {"etcds", true, 2379}, {NULL, false, 0}};
 static const char *const interop[] = {"etcd", NULL};
 
@@ -137,6 +129,6 @@ const struct kv_driver kv_driver_etcd = {
   .destroy = destroy,
   .start = start,
   .cancel = cancel,
-  .watch_open = watch_open,
-  .watch_close = watch_close,
+  .watch_open = etcd_watch_open,
+  .watch_close = etcd_watch_close,
 };

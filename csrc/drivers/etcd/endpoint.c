@@ -32,7 +32,7 @@ bool etcd_ready(const struct etcd *etcd) {
 }
 
 bool etcd_has_work(const struct etcd *etcd) {
-  return !etcd_list_empty(&etcd->waiting) || !etcd_list_empty(&etcd->watches.waiting);
+  return !kv_list_empty(&etcd->waiting) || !kv_list_empty(&etcd->watches.waiting);
 }
 
 /* When it is another one (restored from a backup, say), revisions that we know mean nothing there: watch.c compares. */
@@ -140,7 +140,7 @@ static bool prepare_tls(struct etcd *etcd) {
   char problem[300];
   if (!config->scheme->tls) return true;
   uint64_t files = tls_files(config);
-  if (etcd->tls && (files == etcd->tls_files || !etcd_list_empty(&etcd->old))) return true;
+  if (etcd->tls && (files == etcd->tls_files || !kv_list_empty(&etcd->old))) return true;
   struct tls_options options = {.ca = config->tls_ca, .cert = config->tls_cert, .key = config->tls_key,
                                 .verify = config->tls_verify, .alpn = "h2"};
   struct tls_context *tls = tls_context_new(&options, problem, sizeof problem);
@@ -225,15 +225,15 @@ static void dial_due(struct kv_timer *timer) {
 /* ------------------------------------------------------------------ is the server there? */
 
 static bool active(const struct etcd *etcd) {
-  return etcd->running > 0 || etcd_watches_active(etcd) > 0 || !etcd_list_empty(&etcd->leases.renewals);
+  return etcd->running > 0 || etcd_watches_active(etcd) > 0 || !kv_list_empty(&etcd->leases.renewals);
 }
 
 static void alive_due(struct kv_timer *timer) {
   struct etcd *etcd = timer->data;
   int64_t next, soonest = INT64_MAX;
   etcd->alive_armed = false;
-  for (struct etcd_list *node = etcd->old.next, *after; node != &etcd->old; node = after) {
-    struct etcd_link *link = etcd_of(struct etcd_link, node, node);
+  for (struct kv_list *node = etcd->old.next, *after; node != &etcd->old; node = after) {
+    struct etcd_link *link = kv_list_of(struct etcd_link, node, node);
     after = node->next;
     if (!etcd_link_check(link, &next))
       etcd_link_condemn(link, link->problem);
@@ -254,7 +254,7 @@ static void alive_due(struct kv_timer *timer) {
 static void arm_alive(struct etcd *etcd) {
   if (etcd->alive_armed) return;
   bool link = etcd->link && etcd->link->state == ETCD_LINK_READY && active(etcd);
-  if (link || !etcd_list_empty(&etcd->old)) alive_due(&etcd->alive_timer);
+  if (link || !kv_list_empty(&etcd->old)) alive_due(&etcd->alive_timer);
 }
 
 /* ------------------------------------------------------------------ the one place that decides */
@@ -274,15 +274,15 @@ static void let_go(struct etcd *etcd) {
   }
   etcd->link = NULL;
   link->state = ETCD_LINK_OLD;
-  etcd_list_move(&etcd->old, &link->node);
+  kv_list_move(&etcd->old, &link->node);
   report(link, false, NULL);
   if (etcd->watches.stream.link == link) etcd_stream_cancel(&etcd->watches.stream);
   if (etcd->leases.stream.link == link) etcd_stream_cancel(&etcd->leases.stream);
 }
 
 static void tend_old(struct etcd *etcd) {
-  for (struct etcd_list *node = etcd->old.next, *after; node != &etcd->old; node = after) {
-    struct etcd_link *link = etcd_of(struct etcd_link, node, node);
+  for (struct kv_list *node = etcd->old.next, *after; node != &etcd->old; node = after) {
+    struct etcd_link *link = kv_list_of(struct etcd_link, node, node);
     after = node->next;
     grpc_acknowledge(link->grpc);
     if (link->condemned || !etcd_link_flush(link))
@@ -331,7 +331,7 @@ void etcd_service(struct kv_task *task) {
 }
 
 void etcd_endpoint_init(struct etcd *etcd) {
-  etcd_list_init(&etcd->old);
+  kv_list_init(&etcd->old);
   etcd->dial.done = dialled;
   etcd->dial.data = etcd;
   etcd->service.run = etcd_service;
@@ -350,8 +350,8 @@ void etcd_disconnect(struct etcd *etcd, const char *problem) {
   kv_etcd->timer_stop(&etcd->answer_timer);
   kv_etcd->timer_stop(&etcd->alive_timer);
   kv_etcd->timer_stop(&etcd->acknowledge_timer);
-  while (!etcd_list_empty(&etcd->old)) {
-    struct etcd_link *link = etcd_of(struct etcd_link, node, etcd->old.next);
+  while (!kv_list_empty(&etcd->old)) {
+    struct etcd_link *link = kv_list_of(struct etcd_link, node, etcd->old.next);
     snprintf(link->problem, sizeof link->problem, "%s", problem);
     etcd_link_broken(link);
   }

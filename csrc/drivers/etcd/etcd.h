@@ -24,6 +24,7 @@
 #include "../../wire/grpc.h"
 #include "../../wire/tls.h"
 #include "../driver.h"
+#include "../list.h"
 #include "messages.h"
 
 #define ETCD_SECOND INT64_C(1000000000)
@@ -32,39 +33,6 @@
 #define ETCD_RUNNING_MAX 512 /* calls under way; more would only cost memory here and there */
 
 extern const struct kv_host *kv_etcd; /* what the core offers */
-
-
-/* ------------------------------------------------------------------ lists: circular, with a head */
-
-struct etcd_list {
-  struct etcd_list *next, *previous;
-};
-
-static inline void etcd_list_init(struct etcd_list *list) {
-  list->next = list->previous = list;
-}
-
-static inline bool etcd_list_empty(const struct etcd_list *list) {
-  return list->next == list;
-}
-
-/* Harmless for a node that is in no list. */
-static inline void etcd_list_remove(struct etcd_list *node) {
-  node->next->previous = node->previous;
-  node->previous->next = node->next;
-  etcd_list_init(node);
-}
-
-/* At the end of `list`; out of the list where it was. */
-static inline void etcd_list_move(struct etcd_list *list, struct etcd_list *node) {
-  etcd_list_remove(node);
-  node->previous = list->previous;
-  node->next = list;
-  list->previous->next = node;
-  list->previous = node;
-}
-
-#define etcd_of(type, member, pointer) ((type *)(void *)((char *)(pointer) - offsetof(type, member)))
 
 /* ------------------------------------------------------------------ calls */
 
@@ -91,7 +59,7 @@ enum etcd_call_state { ETCD_CALL_IDLE, ETCD_CALL_WAITING, ETCD_CALL_RUNNING, ETC
 
 struct etcd_call {
   struct grpc_call grpc;
-  struct etcd_list node;       /* etcd.waiting, etcd.fresh, or a list of lease.c */
+  struct kv_list node;       /* etcd.waiting, etcd.fresh, or a list of lease.c */
   struct etcd *etcd;
   struct etcd_link *link;      /* while running */
   struct kv_op *op;            /* NULL: ours, nobody waits */
@@ -121,7 +89,7 @@ enum etcd_link_state {
 };
 
 struct etcd_link {
-  struct etcd_list node; /* etcd.old, or none */
+  struct kv_list node; /* etcd.old, or none */
   struct etcd *etcd;
   struct kv_io io;
   enum etcd_link_state state;
@@ -152,9 +120,9 @@ struct etcd_stream {
 
 struct etcd_watches {
   struct etcd_stream stream;
-  struct etcd_list waiting;  /* no stream yet */
-  struct etcd_list creating; /* sent, in the order in which the server will answer */
-  struct etcd_list open;
+  struct kv_list waiting;  /* no stream yet */
+  struct kv_list creating; /* sent, in the order in which the server will answer */
+  struct kv_list open;
   struct etcd_watcher **table; /* open ones by id */
   size_t buckets, count;       /* count: in `table` */
   struct etcd_watcher *feeding; /* its events are being delivered; NULL when it was closed meanwhile */
@@ -163,7 +131,7 @@ struct etcd_watches {
 
 struct etcd_leases {
   struct etcd_stream stream;
-  struct etcd_list renewals; /* calls that wait for an answer on the stream, in order; op == NULL: given up */
+  struct kv_list renewals; /* calls that wait for an answer on the stream, in order; op == NULL: given up */
 };
 
 struct etcd {
@@ -173,7 +141,7 @@ struct etcd {
   struct kv_dial dial;
   bool dialing;
   struct etcd_link *link;      /* the current one, or NULL */
-  struct etcd_list old;
+  struct kv_list old;
   unsigned attempts;           /* endpoints tried in this round */
   unsigned rounds;             /* that failed in a row */
   int64_t next_dial;           /* not before */
@@ -192,8 +160,8 @@ struct etcd {
   uint64_t cluster;            /* its id, 0: not known */
   uint64_t pair_average;       /* bytes of a pair in the last range that was listed, 0: not known */
   /* call.c */
-  struct etcd_list waiting, fresh; /* calls without a connection; calls of which nothing was sent yet */
-  struct etcd_list pool;
+  struct kv_list waiting, fresh; /* calls without a connection; calls of which nothing was sent yet */
+  struct kv_list pool;
   size_t pooled;
   size_t running;
   struct pb_writer out;        /* every request is encoded here */
@@ -341,8 +309,8 @@ void etcd_queue_prove(struct etcd_call *call);           /* our entry stands, el
 /* watch.c */
 void etcd_watches_init(struct etcd *etcd);
 void etcd_watches_free(struct etcd *etcd);
-void etcd_watch_open(struct etcd *etcd, struct kv_feed *feed);
-void etcd_watch_close(struct etcd *etcd, struct kv_feed *feed);
+void etcd_watch_open(void *state, struct kv_feed *feed);
+void etcd_watch_close(void *state, struct kv_feed *feed);
 void etcd_watch_place(struct etcd *etcd, struct kv_op *op); /* KV_QUEUE_WAIT */
 void etcd_watch_cancel(struct etcd_call *call);
 void etcd_watches_start(struct etcd *etcd);

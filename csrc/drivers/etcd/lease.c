@@ -174,18 +174,18 @@ void etcd_lease_abandon(struct etcd *etcd, uint64_t id) {
 
 /* Calls leave the list before they are answered: what an answer starts may renew again. */
 static void fail_renewals(struct etcd *etcd, kv_code code, const char *problem) {
-  struct etcd_list batch;
-  etcd_list_init(&batch);
-  while (!etcd_list_empty(&etcd->leases.renewals)) etcd_list_move(&batch, etcd->leases.renewals.next);
-  while (!etcd_list_empty(&batch)) {
-    struct etcd_call *call = etcd_of(struct etcd_call, node, batch.next);
+  struct kv_list batch;
+  kv_list_init(&batch);
+  while (!kv_list_empty(&etcd->leases.renewals)) kv_list_move(&batch, etcd->leases.renewals.next);
+  while (!kv_list_empty(&batch)) {
+    struct etcd_call *call = kv_list_of(struct etcd_call, node, batch.next);
     call->state = ETCD_CALL_IDLE;
     etcd_finish(call, code, "%s", problem);
   }
 }
 
 static void renewed(struct etcd_call *call, int64_t ttl) {
-  etcd_list_remove(&call->node);
+  kv_list_remove(&call->node);
   call->state = ETCD_CALL_IDLE;
   if (!call->op) {
     etcd_finish(call, KV_OK, NULL);
@@ -204,11 +204,11 @@ static void renewed(struct etcd_call *call, int64_t ttl) {
 }
 
 static bool on_message(struct grpc_call *grpc, const uint8_t *data, size_t size) {
-  struct etcd *etcd = etcd_of(struct etcd_stream, grpc, grpc)->etcd;
+  struct etcd *etcd = kv_list_of(struct etcd_stream, grpc, grpc)->etcd;
   struct etcd_lease_reply reply;
   if (!etcd_read_lease((kv_slice){(const char *)data, size}, &reply)) return false;
-  for (struct etcd_list *node = etcd->leases.renewals.next; node != &etcd->leases.renewals; node = node->next) {
-    struct etcd_call *call = etcd_of(struct etcd_call, node, node);
+  for (struct kv_list *node = etcd->leases.renewals.next; node != &etcd->leases.renewals; node = node->next) {
+    struct etcd_call *call = kv_list_of(struct etcd_call, node, node);
     if (call->lease != reply.id) continue;
     renewed(call, reply.ttl);
     break;
@@ -218,16 +218,16 @@ static bool on_message(struct grpc_call *grpc, const uint8_t *data, size_t size)
 
 /* An earlier renewal of the same lease was given up, and is not answered yet. */
 static bool is_stuck(const struct etcd_call *call) {
-  const struct etcd_list *list = &call->etcd->leases.renewals;
-  for (const struct etcd_list *node = list->next; node != &call->node && node != list; node = node->next) {
-    const struct etcd_call *other = etcd_of(struct etcd_call, node, node);
+  const struct kv_list *list = &call->etcd->leases.renewals;
+  for (const struct kv_list *node = list->next; node != &call->node && node != list; node = node->next) {
+    const struct etcd_call *other = kv_list_of(struct etcd_call, node, node);
     if (other->lease == call->lease && !other->op) return true;
   }
   return false;
 }
 
 static void on_end(struct grpc_call *grpc, int status, const char *message) {
-  struct etcd_stream *stream = etcd_of(struct etcd_stream, grpc, grpc);
+  struct etcd_stream *stream = kv_list_of(struct etcd_stream, grpc, grpc);
   struct etcd *etcd = stream->etcd;
   struct etcd_link *link = stream->link;
   stream->link = NULL;
@@ -269,7 +269,7 @@ void etcd_leases_start(struct etcd_call *call) {
   bool good;
   call->state = ETCD_CALL_STREAMED;
   call->lease = call->op->lease->id;
-  etcd_list_move(&etcd->leases.renewals, &call->node);
+  kv_list_move(&etcd->leases.renewals, &call->node);
   pb_clear(&etcd->out);
   etcd_write_lease(&etcd->out, call->lease);
   if (stream->link) {
@@ -309,6 +309,6 @@ void etcd_lease_renew(struct etcd *etcd, struct kv_op *op) {
 }
 
 void etcd_leases_init(struct etcd *etcd) {
-  etcd_list_init(&etcd->leases.renewals);
+  kv_list_init(&etcd->leases.renewals);
   etcd->leases.stream.etcd = etcd;
 }

@@ -29,7 +29,7 @@
 enum watcher_state { WATCHER_WAITING, WATCHER_CREATING, WATCHER_OPEN };
 
 struct etcd_watcher {
-  struct etcd_list node;
+  struct kv_list node;
   struct etcd_watcher *chain; /* in its bucket */
   struct kv_feed *feed;       /* or */
   struct etcd_call *call;     /* KV_QUEUE_WAIT; neither: closed before the server answered */
@@ -103,7 +103,7 @@ static void watcher_free(struct etcd *etcd, struct etcd_watcher *watcher) {
   if (watcher->state == WATCHER_OPEN) take_out(watches, watcher);
   if (watches->feeding == watcher) watches->feeding = NULL;
   if (watcher->doubt) watcher->doubt->watcher = NULL;
-  etcd_list_remove(&watcher->node);
+  kv_list_remove(&watcher->node);
   free_held(watches, watcher->held);
   free(watcher);
 }
@@ -111,8 +111,8 @@ static void watcher_free(struct etcd *etcd, struct etcd_watcher *watcher) {
 static struct etcd_watcher *watcher_new(struct etcd *etcd) {
   struct etcd_watcher *watcher = calloc(1, sizeof *watcher);
   if (!watcher) return NULL;
-  etcd_list_init(&watcher->node);
-  etcd_list_move(&etcd->watches.waiting, &watcher->node);
+  kv_list_init(&watcher->node);
+  kv_list_move(&etcd->watches.waiting, &watcher->node);
   return watcher;
 }
 
@@ -134,11 +134,11 @@ static void lose(struct etcd *etcd, struct etcd_watcher *watcher, kv_code code, 
   }
 }
 
-static void lose_all(struct etcd *etcd, struct etcd_list *list, kv_code code, const char *problem) {
-  struct etcd_list batch;
-  etcd_list_init(&batch);
-  while (!etcd_list_empty(list)) etcd_list_move(&batch, list->next);
-  while (!etcd_list_empty(&batch)) lose(etcd, etcd_of(struct etcd_watcher, node, batch.next), code, problem);
+static void lose_all(struct etcd *etcd, struct kv_list *list, kv_code code, const char *problem) {
+  struct kv_list batch;
+  kv_list_init(&batch);
+  while (!kv_list_empty(list)) kv_list_move(&batch, list->next);
+  while (!kv_list_empty(&batch)) lose(etcd, kv_list_of(struct etcd_watcher, node, batch.next), code, problem);
 }
 
 void etcd_watches_fail(struct etcd *etcd, kv_code code, const char *problem) {
@@ -147,7 +147,7 @@ void etcd_watches_fail(struct etcd *etcd, kv_code code, const char *problem) {
 
 size_t etcd_watches_active(const struct etcd *etcd) {
   const struct etcd_watches *watches = &etcd->watches;
-  return watches->count + !etcd_list_empty(&watches->creating);
+  return watches->count + !kv_list_empty(&watches->creating);
 }
 
 /* ------------------------------------------------------------------ the stream */
@@ -168,7 +168,7 @@ static kv_code reason_code(struct etcd *etcd, int status, const char *reason, ui
 }
 
 static void on_end(struct grpc_call *grpc, int status, const char *message) {
-  struct etcd_stream *stream = etcd_of(struct etcd_stream, grpc, grpc);
+  struct etcd_stream *stream = kv_list_of(struct etcd_stream, grpc, grpc);
   struct etcd *etcd = stream->etcd;
   struct etcd_link *link = stream->link;
   kv_code code = reason_code(etcd, status, message, stream->token_number);
@@ -245,19 +245,19 @@ static void create(struct etcd *etcd, struct etcd_watcher *watcher) {
     return;
   }
   watcher->state = WATCHER_CREATING;
-  etcd_list_move(&etcd->watches.creating, &watcher->node);
+  kv_list_move(&etcd->watches.creating, &watcher->node);
 }
 
 void etcd_watches_start(struct etcd *etcd) {
-  struct etcd_list batch;
-  etcd_list_init(&batch);
-  while (!etcd_list_empty(&etcd->watches.waiting)) etcd_list_move(&batch, etcd->watches.waiting.next);
-  while (!etcd_list_empty(&batch)) {
-    struct etcd_watcher *watcher = etcd_of(struct etcd_watcher, node, batch.next);
+  struct kv_list batch;
+  kv_list_init(&batch);
+  while (!kv_list_empty(&etcd->watches.waiting)) kv_list_move(&batch, etcd->watches.waiting.next);
+  while (!kv_list_empty(&batch)) {
+    struct etcd_watcher *watcher = kv_list_of(struct etcd_watcher, node, batch.next);
     if (etcd_ready(etcd))
       create(etcd, watcher);
     else
-      etcd_list_move(&etcd->watches.waiting, &watcher->node);
+      kv_list_move(&etcd->watches.waiting, &watcher->node);
   }
 }
 
@@ -449,8 +449,8 @@ static void doubt(struct etcd *etcd, struct etcd_watcher *watcher) {
 
 static bool created(struct etcd *etcd, const struct etcd_watch_reply *reply) {
   struct etcd_watches *watches = &etcd->watches;
-  if (etcd_list_empty(&watches->creating)) return false;
-  struct etcd_watcher *watcher = etcd_of(struct etcd_watcher, node, watches->creating.next);
+  if (kv_list_empty(&watches->creating)) return false;
+  struct etcd_watcher *watcher = kv_list_of(struct etcd_watcher, node, watches->creating.next);
   if (reply->cancelled) {
     ended(etcd, watcher, reply);
     return true;
@@ -463,7 +463,7 @@ static bool created(struct etcd *etcd, const struct etcd_watch_reply *reply) {
   }
   if (!insert(watches, watcher)) return false;
   watcher->state = WATCHER_OPEN;
-  etcd_list_move(&watches->open, &watcher->node);
+  kv_list_move(&watches->open, &watcher->node);
   if (of_other_history(etcd, watcher))
     lose_open(etcd, watcher, KV_COMPACTED, other_history);
   else if (watcher->feed && reply->header.revision + 1 < watcher->feed->from)
@@ -474,7 +474,7 @@ static bool created(struct etcd *etcd, const struct etcd_watch_reply *reply) {
 }
 
 static bool on_message(struct grpc_call *grpc, const uint8_t *data, size_t size) {
-  struct etcd *etcd = etcd_of(struct etcd_stream, grpc, grpc)->etcd;
+  struct etcd *etcd = kv_list_of(struct etcd_stream, grpc, grpc)->etcd;
   kv_slice message = {(const char *)data, size};
   struct etcd_watch_reply reply;
   if (!etcd_read_watch(message, &reply)) return false;
@@ -495,7 +495,8 @@ static bool on_message(struct grpc_call *grpc, const uint8_t *data, size_t size)
 
 /* ------------------------------------------------------------------ what the core wants */
 
-void etcd_watch_open(struct etcd *etcd, struct kv_feed *feed) {
+void etcd_watch_open(void *state, struct kv_feed *feed) {
+  struct etcd *etcd = state;
   struct etcd_watcher *watcher = watcher_new(etcd);
   if (!watcher) {
     kv_etcd->feed_lost(feed, KV_UNAVAILABLE, "out of memory");
@@ -521,7 +522,8 @@ static void close_watcher(struct etcd *etcd, struct etcd_watcher *watcher) {
   if (open) cancel_on_server(etcd, id);
 }
 
-void etcd_watch_close(struct etcd *etcd, struct kv_feed *feed) {
+void etcd_watch_close(void *state, struct kv_feed *feed) {
+  struct etcd *etcd = state;
   struct etcd_watcher *watcher = feed->data;
   feed->data = NULL;
   if (watcher) close_watcher(etcd, watcher);
@@ -554,9 +556,9 @@ void etcd_watch_cancel(struct etcd_call *call) {
 void etcd_watches_init(struct etcd *etcd) {
   struct etcd_watches *watches = &etcd->watches;
   watches->stream.etcd = etcd;
-  etcd_list_init(&watches->waiting);
-  etcd_list_init(&watches->creating);
-  etcd_list_init(&watches->open);
+  kv_list_init(&watches->waiting);
+  kv_list_init(&watches->creating);
+  kv_list_init(&watches->open);
 }
 
 void etcd_watches_free(struct etcd *etcd) {

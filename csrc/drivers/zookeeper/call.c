@@ -25,7 +25,7 @@ struct zk_call *zk_call_new(struct zk *zk, struct zk_session *session, struct kv
   call->session = session;
   call->op = op;
   call->own = !op;
-  zk_list_init(&call->node);
+  kv_list_init(&call->node);
   session->calls++;
   if (!op) return call;
   op->data = call;
@@ -38,7 +38,7 @@ struct zk_call *zk_call_new(struct zk *zk, struct zk_session *session, struct kv
 
 static void call_free(struct zk_call *call) {
   struct zk_session *session = call->session;
-  zk_list_remove(&call->node);
+  kv_list_remove(&call->node);
   if (call->clear) call->clear(call);
   free(call->path);
   free(call);
@@ -54,38 +54,38 @@ void zk_call_start(struct zk_call *call, void (*run)(struct zk_call *call)) {
   struct zk_session *session = call->session;
   call->run = run;
   if (session->state == ZK_READY) {
-    zk_list_move(&session->running, &call->node);
+    kv_list_move(&session->running, &call->node);
     zk_link_cork(session, true);
     run(call);
   } else if (session->state == ZK_GONE || session->state == ZK_CLOSING) {
     zk_finish(call, session->role >= ZK_LEASE ? KV_LOST : KV_CLOSED, "the session was ended");
   } else {
-    zk_list_move(&session->waiting, &call->node);
+    kv_list_move(&session->waiting, &call->node);
     zk_wake(session);
   }
 }
 
 void zk_calls_run(struct zk_session *session) {
-  struct zk_list batch;
-  zk_list_init(&batch);
-  while (!zk_list_empty(&session->waiting)) zk_list_move(&batch, session->waiting.next);
-  while (!zk_list_empty(&batch)) {
-    struct zk_call *call = zk_of(struct zk_call, node, batch.next);
-    zk_list_remove(&call->node);
+  struct kv_list batch;
+  kv_list_init(&batch);
+  while (!kv_list_empty(&session->waiting)) kv_list_move(&batch, session->waiting.next);
+  while (!kv_list_empty(&batch)) {
+    struct zk_call *call = kv_list_of(struct zk_call, node, batch.next);
+    kv_list_remove(&call->node);
     zk_call_start(call, call->run);
   }
 }
 
 void zk_calls_fail(struct zk_session *session, kv_code code, const char *problem) {
-  struct zk_list batch;
+  struct kv_list batch;
   char text[300];
   snprintf(text, sizeof text, "%s", problem);
-  zk_list_init(&batch);
-  while (!zk_list_empty(&session->waiting)) zk_list_move(&batch, session->waiting.next);
-  while (!zk_list_empty(&session->held)) zk_list_move(&batch, session->held.next);
-  while (!zk_list_empty(&batch)) {
-    struct zk_call *call = zk_of(struct zk_call, node, batch.next);
-    zk_list_remove(&call->node);
+  kv_list_init(&batch);
+  while (!kv_list_empty(&session->waiting)) kv_list_move(&batch, session->waiting.next);
+  while (!kv_list_empty(&session->held)) kv_list_move(&batch, session->held.next);
+  while (!kv_list_empty(&batch)) {
+    struct zk_call *call = kv_list_of(struct zk_call, node, batch.next);
+    kv_list_remove(&call->node);
     zk_finish(call, code, "%s", text);
   }
 }
@@ -131,7 +131,7 @@ void zk_finish(struct zk_call *call, kv_code code, const char *format, ...) {
 
 void zk_call_cancel(struct zk_call *call) {
   if (call->session->closer == call) call->session->closer = NULL;
-  zk_list_remove(&call->node);
+  kv_list_remove(&call->node);
   zk_finish(call, KV_CANCELLED, "cancelled");
 }
 

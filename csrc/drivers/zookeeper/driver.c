@@ -34,10 +34,10 @@ static void *create(struct kv_backend *backend, const struct kv_config *config, 
     return refuse(zk, error, strcmp(problem, "out of memory") == 0 ? KV_FAILED : KV_INVALID, problem);
   zk->backend = backend;
   zk->config = config;
-  zk_list_init(&zk->sessions);
-  zk_list_init(&zk->leases);
-  zk_list_init(&zk->feeds);
-  zk_list_init(&zk->lookouts);
+  kv_list_init(&zk->sessions);
+  kv_list_init(&zk->leases);
+  kv_list_init(&zk->feeds);
+  kv_list_init(&zk->lookouts);
   zk->close_task = (struct kv_task){.run = close_now, .data = zk};
   return zk;
 }
@@ -55,7 +55,7 @@ static void destroy(void *state) {
 /* Each session says goodbye, all at once; the last one that is gone ends it. */
 static void close_now(struct kv_task *task) {
   struct zk *zk = task->data;
-  if (zk->closed || !zk_list_empty(&zk->sessions)) return;
+  if (zk->closed || !kv_list_empty(&zk->sessions)) return;
   zk->closed = true;
   kv_zk->closed(zk->backend);
 }
@@ -63,8 +63,8 @@ static void close_now(struct kv_task *task) {
 static void close_slot(void *state) {
   struct zk *zk = state;
   zk->closing = true;
-  for (struct zk_list *at = zk->sessions.next; at != &zk->sessions; at = at->next)
-    zk_session_leave(zk_of(struct zk_session, node, at));
+  for (struct kv_list *at = zk->sessions.next; at != &zk->sessions; at = at->next)
+    zk_session_leave(kv_list_of(struct zk_session, node, at));
   kv_zk->defer(&zk->close_task);
 }
 
@@ -106,14 +106,6 @@ static void cancel(void *state, struct kv_op *op) {
   if (op->data) zk_call_cancel(op->data);
 }
 
-static void watch_open(void *state, struct kv_feed *feed) {
-  zk_watch_open(state, feed);
-}
-
-static void watch_close(void *state, struct kv_feed *feed) {
-  zk_watch_close(state, feed);
-}
-
 static const struct kv_scheme schemes[] = {{"zk", false, 2181}, {"zks", true, 2181}, {NULL, false, 0}};
 static const char *const interop[] = {"kazoo", "curator", NULL};
 
@@ -133,6 +125,6 @@ const struct kv_driver kv_driver_zookeeper = {
   .destroy = destroy,
   .start = start,
   .cancel = cancel,
-  .watch_open = watch_open,
-  .watch_close = watch_close,
+  .watch_open = zk_watch_open,
+  .watch_close = zk_watch_close,
 };

@@ -18,7 +18,7 @@
 #include "zookeeper.h"
 
 struct zk_lease {
-  struct zk_list node;
+  struct kv_list node;
   uint64_t id;
   struct zk_session *session;
   bool shared;                     /* the session is not its own */
@@ -31,11 +31,11 @@ struct zk_lease {
 static void clean(struct zk_lease *lease);
 
 static struct zk_lease *find(struct zk *zk, const struct kv_lease_ref *ref) {
-  for (struct zk_list *at = zk->leases.next; at != &zk->leases; at = at->next) {
-    struct zk_lease *lease = zk_of(struct zk_lease, node, at);
+  for (struct kv_list *at = zk->leases.next; at != &zk->leases; at = at->next) {
+    struct zk_lease *lease = kv_list_of(struct zk_lease, node, at);
     if (lease->id == ref->id) {
-      zk_list_remove(&lease->node); /* those in use are found soon */
-      zk_list_move(zk->leases.next, &lease->node);
+      kv_list_remove(&lease->node); /* those in use are found soon */
+      kv_list_move(zk->leases.next, &lease->node);
       return lease;
     }
   }
@@ -64,7 +64,7 @@ static void forget(struct zk_lease *lease) {
   struct zk_call *revoker = lease->revoker;
   if (lease->cleaner) lease->cleaner->data = NULL;
   if (revoker) revoker->data = NULL;
-  zk_list_remove(&lease->node);
+  kv_list_remove(&lease->node);
   free(lease->queue);
   free(lease);
   if (--session->places == 0 && session->state != ZK_GONE) zk_session_leave(session);
@@ -72,8 +72,8 @@ static void forget(struct zk_lease *lease) {
 }
 
 static bool next_of(struct zk *zk, const struct zk_session *session, struct zk_lease **lease) {
-  for (struct zk_list *at = zk->leases.next; at != &zk->leases; at = at->next) {
-    *lease = zk_of(struct zk_lease, node, at);
+  for (struct kv_list *at = zk->leases.next; at != &zk->leases; at = at->next) {
+    *lease = kv_list_of(struct zk_lease, node, at);
     if (!session || (*lease)->session == session) return true;
   }
   return false;
@@ -87,7 +87,7 @@ void zk_leases_lost(struct zk_session *session) {
 void zk_leases_free(struct zk *zk) {
   struct zk_lease *lease;
   while (next_of(zk, NULL, &lease)) {
-    zk_list_remove(&lease->node);
+    kv_list_remove(&lease->node);
     free(lease->queue);
     free(lease);
   }
@@ -99,11 +99,11 @@ static struct zk_session *session_for(struct zk *zk, const struct kv_lease_ref *
   bool shared = ref->for_lock && !ref->with_key;
   struct zk_session *fresh = zk_session_new(zk, shared ? ZK_LOCKS : ZK_LEASE, ref->ttl);
   if (!fresh || !shared) return fresh;
-  for (struct zk_list *at = zk->sessions.next; at != &zk->sessions; at = at->next) {
-    struct zk_session *session = zk_of(struct zk_session, node, at);
+  for (struct kv_list *at = zk->sessions.next; at != &zk->sessions; at = at->next) {
+    struct zk_session *session = kv_list_of(struct zk_session, node, at);
     bool is_alike = session != fresh && session->role == ZK_LOCKS && session->timeout == fresh->timeout;
     if (!is_alike || !zk_session_lasts(session) || session->expired) continue;
-    zk_list_remove(&fresh->node);
+    kv_list_remove(&fresh->node);
     free(fresh);
     return session;
   }
@@ -121,8 +121,8 @@ static struct zk_lease *make(struct zk *zk, const struct kv_lease_ref *ref) {
   lease->session = session;
   lease->shared = ref->for_lock && !ref->with_key;
   session->places++;
-  zk_list_init(&lease->node);
-  zk_list_move(&zk->leases, &lease->node);
+  kv_list_init(&lease->node);
+  kv_list_move(&zk->leases, &lease->node);
   zk_wake(session);
   return lease;
 }

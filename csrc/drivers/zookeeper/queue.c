@@ -33,8 +33,8 @@ struct step {
 
 /* One who watches an entry for others. */
 struct zk_lookout {
-  struct zk_list node;    /* zk.lookouts */
-  struct zk_list calls;   /* that wait */
+  struct kv_list node;    /* zk.lookouts */
+  struct kv_list calls;   /* that wait */
   struct zk_session *session;
   bool armed, reading;
   char path[];
@@ -419,18 +419,18 @@ static void head(struct zk_call *call) {
 /* ------------------------------------------------------------------ wait */
 
 static void lookout_free(struct zk_lookout *lookout) {
-  zk_list_remove(&lookout->node);
+  kv_list_remove(&lookout->node);
   free(lookout);
 }
 
 /* Whoever waits is told: to look again, or that all is lost. */
 static void release(struct zk_lookout *lookout, kv_code code) {
-  struct zk_list batch;
-  zk_list_init(&batch);
-  while (!zk_list_empty(&lookout->calls)) zk_list_move(&batch, lookout->calls.next);
-  while (!zk_list_empty(&batch)) {
-    struct zk_call *call = zk_of(struct zk_call, node, batch.next);
-    zk_list_remove(&call->node);
+  struct kv_list batch;
+  kv_list_init(&batch);
+  while (!kv_list_empty(&lookout->calls)) kv_list_move(&batch, lookout->calls.next);
+  while (!kv_list_empty(&batch)) {
+    struct zk_call *call = kv_list_of(struct zk_call, node, batch.next);
+    kv_list_remove(&call->node);
     if (code == KV_OK) zk_finish(call, KV_OK, NULL);
     else zk_finish(call, code, "the session has expired");
   }
@@ -458,9 +458,9 @@ static void entry_read(int result, const char *value, int size, const struct Sta
 }
 
 void zk_lookouts_lost(struct zk_session *session) {
-  struct zk_list *lookouts = &session->zk->lookouts, *next;
-  for (struct zk_list *at = lookouts->next; at != lookouts; at = next) {
-    struct zk_lookout *lookout = zk_of(struct zk_lookout, node, at);
+  struct kv_list *lookouts = &session->zk->lookouts, *next;
+  for (struct kv_list *at = lookouts->next; at != lookouts; at = next) {
+    struct zk_lookout *lookout = kv_list_of(struct zk_lookout, node, at);
     next = at->next;
     if (lookout->session != session) continue;
     lookout->armed = lookout->reading = false;
@@ -469,9 +469,9 @@ void zk_lookouts_lost(struct zk_session *session) {
 }
 
 static struct zk_lookout *find_lookout(const struct zk_call *call, const char *path) {
-  struct zk_list *lookouts = &call->zk->lookouts;
-  for (struct zk_list *at = lookouts->next; at != lookouts; at = at->next) {
-    struct zk_lookout *lookout = zk_of(struct zk_lookout, node, at);
+  struct kv_list *lookouts = &call->zk->lookouts;
+  for (struct kv_list *at = lookouts->next; at != lookouts; at = at->next) {
+    struct zk_lookout *lookout = kv_list_of(struct zk_lookout, node, at);
     if (lookout->session == call->session && strcmp(lookout->path, path) == 0) return lookout;
   }
   return NULL;
@@ -482,9 +482,9 @@ static struct zk_lookout *new_lookout(struct zk_call *call, const char *path) {
   if (!lookout) return NULL;
   strcpy(lookout->path, path);
   lookout->session = call->session;
-  zk_list_init(&lookout->node);
-  zk_list_init(&lookout->calls);
-  zk_list_move(&call->zk->lookouts, &lookout->node);
+  kv_list_init(&lookout->node);
+  kv_list_init(&lookout->calls);
+  kv_list_move(&call->zk->lookouts, &lookout->node);
   lookout->reading = true;
   zk_wake(call->session);
   /* A get leaves no watch behind when there is nothing, unlike exists. */
@@ -499,7 +499,7 @@ static void wait_ahead(struct zk_call *call) {
   struct zk_lookout *lookout = path ? find_lookout(call, path) : NULL;
   if (path && !lookout) lookout = new_lookout(call, path);
   free(path);
-  if (lookout) zk_list_move(&lookout->calls, &call->node);
+  if (lookout) kv_list_move(&lookout->calls, &call->node);
   else zk_finish(call, KV_UNAVAILABLE, "the request could not be sent");
 }
 

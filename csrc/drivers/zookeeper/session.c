@@ -47,11 +47,11 @@ struct zk_session *zk_session_new(struct zk *zk, enum zk_role role, double ttl) 
   session->wake = (struct kv_timer){.fire = wake_fired, .data = session};
   session->again = (struct kv_timer){.fire = wake_fired, .data = session};
   session->limit = (struct kv_timer){.fire = limit_fired, .data = session};
-  zk_list_init(&session->node);
-  zk_list_init(&session->waiting);
-  zk_list_init(&session->running);
-  zk_list_init(&session->held);
-  zk_list_move(&zk->sessions, &session->node);
+  kv_list_init(&session->node);
+  kv_list_init(&session->waiting);
+  kv_list_init(&session->running);
+  kv_list_init(&session->held);
+  kv_list_move(&zk->sessions, &session->node);
   return session;
 }
 
@@ -180,7 +180,7 @@ static void lost(struct zk_session *session, const char *problem) {
   session->state = ZK_DOWN;
   flush(session);
   session->syncs = 0;
-  while (!zk_list_empty(&session->held)) zk_list_move(&session->waiting, session->held.next);
+  while (!kv_list_empty(&session->held)) kv_list_move(&session->waiting, session->held.next);
   if (was_linking) {
     kv_zk->endpoint_failed(session->zk->backend, session->link.address);
     bool is_refused = session->established && ++session->refusals >= REFUSALS_MAX;
@@ -291,7 +291,7 @@ static void expire(struct zk_session *session) {
 /* ------------------------------------------------------------------ at the end of a turn */
 
 static bool is_wanted(const struct zk_session *session) {
-  return !zk_list_empty(&session->waiting) || session->places > 0 || zk_watches_any(session);
+  return !kv_list_empty(&session->waiting) || session->places > 0 || zk_watches_any(session);
 }
 
 static void service_down(struct zk_session *session) {
@@ -314,7 +314,7 @@ static void service_down(struct zk_session *session) {
 
 static void destroy(struct zk_session *session) {
   struct zk *zk = session->zk;
-  zk_list_remove(&session->node);
+  kv_list_remove(&session->node);
   if (zk->main == session) zk->main = NULL;
   free(session);
   if (zk->closing) kv_zk->defer(&zk->close_task);
@@ -322,7 +322,7 @@ static void destroy(struct zk_session *session) {
 
 static void service(struct kv_task *task) {
   struct zk_session *session = task->data;
-  if (session->state == ZK_READY && !zk_list_empty(&session->held)) run_held(session);
+  if (session->state == ZK_READY && !kv_list_empty(&session->held)) run_held(session);
   session->synced = session->awake = false;
   zk_link_cork(session, false);
   if (session->state == ZK_LINKING || session->state == ZK_READY) {
@@ -344,7 +344,7 @@ static void synced(int result, const char *value, const void *data) {
   (void)value;
   session->sync_result = result;
   if (session->syncs) session->syncs--;
-  if (!zk_list_empty(&session->held)) zk_wake(session);
+  if (!kv_list_empty(&session->held)) zk_wake(session);
 }
 
 /* One for all reads of a turn: they were all asked for before it was sent. */
@@ -365,18 +365,18 @@ bool zk_sync(struct zk_session *session) {
 bool zk_sync_hold(struct zk_call *call) {
   struct zk_session *session = call->session;
   if (session->synced || session->syncs < SYNCS_AT_ONCE) return false;
-  zk_list_move(&session->held, &call->node);
+  kv_list_move(&session->held, &call->node);
   return true;
 }
 
 static void run_held(struct zk_session *session) {
-  struct zk_list batch;
+  struct kv_list batch;
   if (session->syncs >= SYNCS_AT_ONCE) return;
-  zk_list_init(&batch);
-  while (!zk_list_empty(&session->held)) zk_list_move(&batch, session->held.next);
-  while (!zk_list_empty(&batch)) {
-    struct zk_call *call = zk_of(struct zk_call, node, batch.next);
-    zk_list_remove(&call->node);
+  kv_list_init(&batch);
+  while (!kv_list_empty(&session->held)) kv_list_move(&batch, session->held.next);
+  while (!kv_list_empty(&batch)) {
+    struct zk_call *call = kv_list_of(struct zk_call, node, batch.next);
+    kv_list_remove(&call->node);
     zk_call_start(call, call->run);
   }
 }

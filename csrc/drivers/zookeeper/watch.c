@@ -34,7 +34,7 @@ struct spot {
   struct spot *parent;
   struct spot *first, *next, **link; /* children; siblings */
   struct spot *chain;                /* in its bucket */
-  struct zk_list todo;               /* to be read */
+  struct kv_list todo;               /* to be read */
   struct zk_session *session;
   uint64_t generation;               /* of the session, when it was armed */
   unsigned want, reading, armed;     /* DATA, NAMES, ABSENCE */
@@ -47,12 +47,12 @@ struct spot {
 };
 
 struct watcher {
-  struct zk_list node;    /* zk.feeds, or to be freed */
+  struct kv_list node;    /* zk.feeds, or to be freed */
   struct zk *zk;
   struct kv_feed *feed;   /* NULL: closed */
   struct spot *root;
-  struct zk_list todo;
-  struct zk_list graves;  /* dead spots, linked by `todo` */
+  struct kv_list todo;
+  struct kv_list graves;  /* dead spots, linked by `todo` */
   struct spot **buckets;  /* by parent and name */
   size_t bucket_count, count;
   size_t in_flight;
@@ -121,8 +121,8 @@ static struct spot **find_child(struct watcher *watcher, const struct spot *pare
 static struct zk_session *room_for(struct zk *zk, size_t bytes) {
   struct zk_session *main = zk_main(zk);
   if (!main || main->watch_bytes + bytes <= ZK_WATCH_BYTES_MAX) return main;
-  for (struct zk_list *at = zk->sessions.next; at != &zk->sessions; at = at->next) {
-    struct zk_session *session = zk_of(struct zk_session, node, at);
+  for (struct kv_list *at = zk->sessions.next; at != &zk->sessions; at = at->next) {
+    struct zk_session *session = kv_list_of(struct zk_session, node, at);
     bool has_room = session->role == ZK_SHARD && session->watch_bytes + bytes <= ZK_WATCH_BYTES_MAX;
     if (has_room && zk_session_lasts(session)) return session;
   }
@@ -146,7 +146,7 @@ static struct spot *spot_new(struct watcher *watcher, struct spot *parent, const
   session->watch_bytes += spot->bytes;
   session->calls++;
   zk_wake(session);
-  zk_list_init(&spot->todo);
+  kv_list_init(&spot->todo);
   return spot;
 }
 
@@ -171,7 +171,7 @@ static struct spot *child_new(struct spot *parent, const char *name, size_t pare
 static void want(struct spot *spot, unsigned what) {
   if (spot->dead || !what) return;
   spot->want |= what;
-  if (zk_list_empty(&spot->todo)) zk_list_move(&spot->watcher->todo, &spot->todo);
+  if (kv_list_empty(&spot->todo)) kv_list_move(&spot->watcher->todo, &spot->todo);
 }
 
 static bool is_stale(const struct spot *spot) {
@@ -197,7 +197,7 @@ static void kill(struct spot *spot) {
   disarm(spot);
   spot->dead = true;
   spot->want = 0;
-  zk_list_move(&watcher->graves, &spot->todo);
+  kv_list_move(&watcher->graves, &spot->todo);
   if (spot->link) {
     struct spot **chain = find_child(watcher, spot->parent, spot->name);
     *chain = spot->chain;
@@ -217,7 +217,7 @@ static void kill_tree(struct spot *spot) {
 static void spot_free(struct spot *spot) {
   struct zk_session *session = spot->session;
   if (spot->parent) spot->parent->dependents--;
-  zk_list_remove(&spot->todo);
+  kv_list_remove(&spot->todo);
   session->watch_bytes -= spot->bytes;
   session->calls--;
   if (!session->watch_bytes && session->role == ZK_SHARD) zk_session_leave(session);
@@ -228,14 +228,14 @@ static void spot_free(struct spot *spot) {
 /* At the end of a turn: what the library cannot know any more goes. Children were killed before their parents. */
 static void bury(struct kv_task *task) {
   struct watcher *watcher = task->data;
-  struct zk_list *next;
-  for (struct zk_list *at = watcher->graves.next; at != &watcher->graves; at = next) {
-    struct spot *spot = zk_of(struct spot, todo, at);
+  struct kv_list *next;
+  for (struct kv_list *at = watcher->graves.next; at != &watcher->graves; at = next) {
+    struct spot *spot = kv_list_of(struct spot, todo, at);
     next = at->next;
     if (!spot->reading && !spot->dependents) spot_free(spot);
   }
-  if (watcher->feed || watcher->in_flight || !zk_list_empty(&watcher->graves)) return;
-  zk_list_remove(&watcher->node);
+  if (watcher->feed || watcher->in_flight || !kv_list_empty(&watcher->graves)) return;
+  kv_list_remove(&watcher->node);
   free(watcher->climbing);
   free(watcher->buckets);
   free(watcher);
@@ -523,18 +523,18 @@ static void settle(struct watcher *watcher) {
 
 /* Read what is to be read; when nothing is under way any more, all that was known to change has been fed. */
 static void pump(struct watcher *watcher) {
-  struct zk_list later;
+  struct kv_list later;
   int skips = 0;
-  zk_list_init(&later);
-  while (watcher->feed && !zk_list_empty(&watcher->todo) && watcher->in_flight < WINDOW && skips < SKIPS_MAX) {
-    struct spot *spot = zk_of(struct spot, todo, watcher->todo.next);
+  kv_list_init(&later);
+  while (watcher->feed && !kv_list_empty(&watcher->todo) && watcher->in_flight < WINDOW && skips < SKIPS_MAX) {
+    struct spot *spot = kv_list_of(struct spot, todo, watcher->todo.next);
     bool ready = spot->session->state == ZK_READY && read_spot(spot);
     if (!ready) skips++;
-    if (ready && !spot->want) zk_list_remove(&spot->todo);
-    else zk_list_move(&later, &spot->todo);
+    if (ready && !spot->want) kv_list_remove(&spot->todo);
+    else kv_list_move(&later, &spot->todo);
   }
-  while (!zk_list_empty(&later)) zk_list_move(&watcher->todo, later.next);
-  if (watcher->feed && zk_list_empty(&watcher->todo) && !watcher->in_flight) settle(watcher);
+  while (!kv_list_empty(&later)) kv_list_move(&watcher->todo, later.next);
+  if (watcher->feed && kv_list_empty(&watcher->todo) && !watcher->in_flight) settle(watcher);
 }
 
 /* A whole state from here on. */
@@ -596,18 +596,18 @@ static bool uses(const struct spot *spot, const struct zk_session *session) {
 }
 
 void zk_watches_down(struct zk_session *session) {
-  struct zk_list *feeds = &session->zk->feeds, *next;
-  for (struct zk_list *at = feeds->next; at != feeds; at = next) {
-    struct watcher *watcher = zk_of(struct watcher, node, at);
+  struct kv_list *feeds = &session->zk->feeds, *next;
+  for (struct kv_list *at = feeds->next; at != feeds; at = next) {
+    struct watcher *watcher = kv_list_of(struct watcher, node, at);
     next = at->next;
     if (watcher->feed && uses(watcher->root, session)) set_connected(watcher, false);
   }
 }
 
 void zk_watches_ready(struct zk_session *session) {
-  struct zk_list *feeds = &session->zk->feeds, *next;
-  for (struct zk_list *at = feeds->next; at != feeds; at = next) {
-    struct watcher *watcher = zk_of(struct watcher, node, at);
+  struct kv_list *feeds = &session->zk->feeds, *next;
+  for (struct kv_list *at = feeds->next; at != feeds; at = next) {
+    struct watcher *watcher = kv_list_of(struct watcher, node, at);
     next = at->next;
     if (!watcher->feed) continue;
     if (watcher->begun) pump(watcher);
@@ -623,9 +623,9 @@ static void forget_watches(struct spot *spot, const struct zk_session *session) 
 
 /* Everything that it watched is read again and fed as a whole: numbers went back if a server has lost its data. */
 void zk_watches_expired(struct zk_session *session) {
-  struct zk_list *feeds = &session->zk->feeds, *next;
-  for (struct zk_list *at = feeds->next; at != feeds; at = next) {
-    struct watcher *watcher = zk_of(struct watcher, node, at);
+  struct kv_list *feeds = &session->zk->feeds, *next;
+  for (struct kv_list *at = feeds->next; at != feeds; at = next) {
+    struct watcher *watcher = kv_list_of(struct watcher, node, at);
     next = at->next;
     if (!watcher->feed || !uses(watcher->root, session)) continue;
     set_connected(watcher, false);
@@ -638,7 +638,8 @@ void zk_watches_expired(struct zk_session *session) {
 
 /* ------------------------------------------------------------------ for the core */
 
-void zk_watch_open(struct zk *zk, struct kv_feed *feed) {
+void zk_watch_open(void *state, struct kv_feed *feed) {
+  struct zk *zk = state;
   char path[ZK_PATH_MAX];
   struct watcher *watcher = calloc(1, sizeof *watcher);
   if (zk_is_reserved(feed->key)) {
@@ -652,9 +653,9 @@ void zk_watch_open(struct zk *zk, struct kv_feed *feed) {
     watcher->feed = feed;
     watcher->tree = feed->tree;
     watcher->bury = (struct kv_task){.run = bury, .data = watcher};
-    zk_list_init(&watcher->node);
-    zk_list_init(&watcher->todo);
-    zk_list_init(&watcher->graves);
+    kv_list_init(&watcher->node);
+    kv_list_init(&watcher->todo);
+    kv_list_init(&watcher->graves);
     watcher->root = spot_new(watcher, NULL, path, strlen(path));
   }
   if (!watcher || !watcher->root) {
@@ -663,11 +664,12 @@ void zk_watch_open(struct zk *zk, struct kv_feed *feed) {
     return;
   }
   feed->data = watcher;
-  zk_list_move(&zk->feeds, &watcher->node);
+  kv_list_move(&zk->feeds, &watcher->node);
   if (watcher->root->session->state == ZK_READY) start(watcher);
 }
 
-void zk_watch_close(struct zk *zk, struct kv_feed *feed) {
+void zk_watch_close(void *state, struct kv_feed *feed) {
+  struct zk *zk = state;
   struct watcher *watcher = feed->data;
   (void)zk;
   feed->data = NULL;

@@ -28,6 +28,7 @@
 #include <zookeeper/zookeeper.h>
 
 #include "../driver.h"
+#include "../list.h"
 
 #define ZK_SECOND INT64_C(1000000000)
 #define ZK_PACKET_MAX ((size_t)1048575)      /* the server's default jute.maxbuffer */
@@ -37,38 +38,6 @@
 #define ZK_WATCH_BYTES_MAX ((size_t)700000)  /* of paths watched by one session: they are sent again in one packet */
 
 extern const struct kv_host *kv_zk; /* what the core offers */
-
-/* ------------------------------------------------------------------ lists: circular, with a head */
-
-struct zk_list {
-  struct zk_list *next, *previous;
-};
-
-static inline void zk_list_init(struct zk_list *list) {
-  list->next = list->previous = list;
-}
-
-static inline bool zk_list_empty(const struct zk_list *list) {
-  return list->next == list;
-}
-
-/* Harmless for a node that is in no list. */
-static inline void zk_list_remove(struct zk_list *node) {
-  node->next->previous = node->previous;
-  node->previous->next = node->next;
-  zk_list_init(node);
-}
-
-/* At the end of `list`; out of the list where it was. */
-static inline void zk_list_move(struct zk_list *list, struct zk_list *node) {
-  zk_list_remove(node);
-  node->previous = list->previous;
-  node->next = list;
-  list->previous->next = node;
-  list->previous = node;
-}
-
-#define zk_of(type, member, pointer) ((type *)(void *)((char *)(pointer)-offsetof(type, member)))
 
 /* ------------------------------------------------------------------ sessions */
 
@@ -102,7 +71,7 @@ struct zk_link {
 };
 
 struct zk_session {
-  struct zk_list node;       /* zk.sessions */
+  struct kv_list node;       /* zk.sessions */
   struct zk *zk;
   enum zk_role role;
   enum zk_state state;
@@ -126,9 +95,9 @@ struct zk_session {
   struct kv_timer limit;     /* the handshake must be over; or the end of the session */
   struct kv_timer again;     /* next_dial, or the session's certain expiry */
   struct kv_task service;
-  struct zk_list waiting;    /* calls without a connection */
-  struct zk_list running;    /* calls with requests in flight */
-  struct zk_list held;       /* reads that wait for an earlier sync to be answered */
+  struct kv_list waiting;    /* calls without a connection */
+  struct kv_list running;    /* calls with requests in flight */
+  struct kv_list held;       /* reads that wait for an earlier sync to be answered */
   size_t calls;              /* that name it */
   size_t watch_bytes;        /* of paths watched here */
   size_t places;             /* leases that live on it */
@@ -143,7 +112,7 @@ struct zk_session {
 
 /* An operation on its way, or work of our own (op NULL from the start, `own` set). */
 struct zk_call {
-  struct zk_list node;   /* session->waiting or running */
+  struct kv_list node;   /* session->waiting or running */
   struct zk *zk;
   struct zk_session *session;
   struct kv_op *op;      /* NULL: given up */
@@ -178,11 +147,11 @@ struct zk {
   const struct kv_config *config;
   struct tls_context *tls;
   struct zk_acl acl;
-  struct zk_list sessions;
+  struct kv_list sessions;
   struct zk_session *main;
-  struct zk_list leases;      /* hashed would be better for thousands; see lease.c */
-  struct zk_list feeds;
-  struct zk_list lookouts;
+  struct kv_list leases;      /* hashed would be better for thousands; see lease.c */
+  struct kv_list feeds;
+  struct kv_list lookouts;
   bool create_first;          /* the last put made its key: the next one likely does too */
   bool no_containers;         /* the server knows none */
   bool makes_ttl;             /* it has taken a node with a time to live */
@@ -313,8 +282,8 @@ void zk_lookouts_lost(struct zk_session *session);
 void zk_queue_cancel_wait(struct zk_call *call);
 
 /* watch.c */
-void zk_watch_open(struct zk *zk, struct kv_feed *feed);
-void zk_watch_close(struct zk *zk, struct kv_feed *feed);
+void zk_watch_open(void *state, struct kv_feed *feed);
+void zk_watch_close(void *state, struct kv_feed *feed);
 void zk_watches_ready(struct zk_session *session);   /* connected again: what was cut off goes on */
 void zk_watches_down(struct zk_session *session);
 void zk_watches_expired(struct zk_session *session); /* all its watches are gone */
