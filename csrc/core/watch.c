@@ -775,11 +775,13 @@ static bool inherited(const kv_watch *watch) {
 }
 
 static void fill(kv_event *event, const struct kv_event_node *node) {
+  /* Where changes are joined, what stood there before may be of an earlier life of the key. */
+  bool same_life = node->type == KV_EVENT_DELETE || node->before_created == node->created;
   *event = (kv_event){.type = node->type,
                       .key = {node->bytes + node->strip, (size_t)(node->key_size - node->strip)},
                       .value = {node->bytes + node->key_size, node->value_size},
-                      .previous = {node->before_value, node->before_size},
-                      .has_previous = node->before_value != NULL,
+                      .previous = {same_life ? node->before_value : NULL, same_life ? node->before_size : 0},
+                      .has_previous = same_life && node->before_value != NULL,
                       .initial = node->initial,
                       .revision = node->revision,
                       .created = node->created};

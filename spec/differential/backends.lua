@@ -1,7 +1,7 @@
 --- The backends that programs can be run on, by name: how a server of each is had, and in what they differ by contract.
 --
 -- What a backend can do is asked from its store (`supports`). What else the contract lets differ are traits:
---    loose_created   `created` may be older where a parent became a key
+--    nodes           keys are nodes that keep their kind, see nodes.lua
 --    directories     a key has a value or children, never both, as everywhere in portable mode
 local kv = require("kv")
 local util = require("spec.support.util")
@@ -45,7 +45,7 @@ known["etcd-plain"] = {start = server("etcd"), options = {leading_slash = false}
 known["etcd-cluster"] = {start = cluster(function() return require("spec.support.servers").cluster(3) end)}
 known.etcd2 = {start = server("etcd2"), traits = {directories = true}}
 known.consul = {start = server("consul")}
-known.zookeeper = {start = server("zookeeper"), traits = {loose_created = true}}
+known.zookeeper = {start = server("zookeeper"), traits = {nodes = true}}
 
 local backends = {}
 

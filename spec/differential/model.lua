@@ -6,6 +6,7 @@
 -- Nothing here waits or fails, and time does not pass: a key with a short life goes when world:settle() says that its
 -- time is over. What a handle does that is more than a read or a write is in model_handles.lua.
 local handles = require("spec.differential.model_handles")
+local Nodes = require("spec.differential.nodes")
 
 local VALUE_MAX = 512 * 1024 -- in portable mode
 local MORTAL = 30            -- a shorter time to live ends within the program
@@ -19,8 +20,10 @@ Store.__index = Store
 local model = {}
 
 function model.new(traits)
-  return setmetatable({traits = traits, revision = 0, keys = {}, history = {}, locks = {}, token = 0, watches = {},
-    granted = {}, unordered = {}}, World)
+  local world = setmetatable({traits = traits, revision = 0, keys = {}, history = {}, locks = {}, token = 0,
+    watches = {}, granted = {}, unordered = {}}, World)
+  world.nodes = traits.nodes and Nodes.new()
+  return world
 end
 
 -- ------------------------------------------------------------------ keys
@@ -66,10 +69,35 @@ local function tell(self, change)
   for watch in pairs(self.watches) do watch:see(change) end
 end
 
---- Write at a revision. `life` is what options_of() gave.
-function World:write(key, value, life, revision)
+local function kind_of(life)
+  return life.owner or life.ttl or "permanent"
+end
+
+World.kind_of = kind_of
+
+--- What a backend whose keys are nodes asks before a key is put: nil, or a code.
+function World:refuses(key, life, in_txn)
+  if not self.nodes then return nil end
+  local changes = self.nodes:changes(key, kind_of(life))
+  if in_txn and changes and life.ttl and self.keys[key] then return "unsupported" end
+  return self.nodes:refuses(key, kind_of(life), in_txn)
+end
+
+--- A place for one key: a revision, and what its `created` is if the key is a node; or nil, code.
+function World:place(key, life)
+  if not self.nodes then return self:next_revision() end
+  local made, code = self.nodes:make_parents(key, self:next_revision())
+  if not made then return nil, code end
+  if self.nodes:needs_node(key, life.ttl) then self.nodes:make(key, life.ttl, self:next_revision()) end
+  local revision = self:next_revision()
+  return revision, self.nodes:write(key, kind_of(life), revision)
+end
+
+--- Write at a revision. `life` is what options_of() gave, `place` what the key's node says.
+function World:write(key, value, life, revision, place)
   local old = self.keys[key]
-  local record = {value = value, revision = revision, created = old and old.created or revision, owner = life.owner,
+  local created = place or (old and old.created) or revision
+  local record = {value = value, revision = revision, created = created, owner = life.owner,
     born = life.mortal and self.step or nil}
   self.keys[key] = record
   tell(self, {type = "put", key = key, value = value, revision = revision, created = record.created})
@@ -78,6 +106,7 @@ end
 
 function World:remove(key, revision)
   self.keys[key] = nil
+  if self.nodes then self.nodes:prune(key) end
   tell(self, {type = "delete", key = key, revision = revision})
 end
 
@@ -169,7 +198,7 @@ local function life_of(self, options)
   if options.ttl and not traits.ttl then return nil, "unsupported" end
   if (options.keep_alive or options.lease) and not traits.lease then return nil, "unsupported" end
   if options.lease and not options.lease:alive() then return nil, "not_held" end
-  return {owner = options.lease or (options.keep_alive and self.handle) or nil,
+  return {owner = options.lease or (options.keep_alive and self.handle) or nil, ttl = options.ttl,
     mortal = options.ttl ~= nil and options.ttl < MORTAL}
 end
 
@@ -283,9 +312,11 @@ local function write(self, key, value, previous, options)
   local record = self.world.keys[full]
   if previous == false and record then return refuse("exists") end
   if previous and not (record and record.revision == previous) then return refuse("modified") end
-  local wrong = wrong_place(self, full)
+  local wrong = wrong_place(self, full) or self.world:refuses(full, life)
   if wrong then return refuse(wrong) end
-  return pair_of(self, full, self.world:write(full, value, life, self.world:next_revision()))
+  local revision, place = self.world:place(full, life)
+  if not revision then return refuse(place) end
+  return pair_of(self, full, self.world:write(full, value, life, revision, place))
 end
 
 function Store:put(key, value, options)
@@ -338,6 +369,7 @@ function Store:delete_tree(dir)
   if not full then return nil, message, code end
   local root = full == self.prefix
   self.world:remove_all(self.world:find(function(key) return is_below(key, full) or (key == full and not root) end))
+  if self.world.nodes then self.world.nodes:clear(full, root) end
   return true
 end
 

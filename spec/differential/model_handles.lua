@@ -16,8 +16,11 @@ end
 local function push(self, change, initial)
   local event = {type = change.type, key = self.store:relative(change.key), value = change.value,
     revision = change.revision, created = change.created, initial = initial}
-  if self.options.prev then event.prev = self.seen[change.key] end
-  self.seen[change.key] = change.value
+  -- Nothing is from before where a life begins. Only where keys are nodes does one begin without a delete.
+  local seen = self.seen[change.key]
+  local same_life = seen and (change.type == "delete" or seen.created == change.created)
+  if self.options.prev and same_life then event.prev = seen.value end
+  self.seen[change.key] = change.type == "put" and {value = change.value, created = change.created} or nil
   if self.options.values == false then event.value = nil end
   self.queue[#self.queue + 1] = event
 end
@@ -32,7 +35,7 @@ local function begin(self)
   for _, key in ipairs(world:find(function(key) return concerns(self, key) end)) do
     local record = world.keys[key]
     if options.after or options.initial == false then
-      self.seen[key] = not options.after and record.value or nil
+      self.seen[key] = not options.after and {value = record.value, created = record.created} or nil
     else
       push(self, {type = "put", key = key, value = record.value, revision = record.revision, created = record.created},
         true)
@@ -353,12 +356,65 @@ local function holds(self, part)
   return true
 end
 
-local function apply(self)
-  local world, pairs_by_key = self.store.world, {}
-  local revision = world:next_revision()
-  for _, part in ipairs(self.parts) do
+-- Where keys are nodes: puts before deletes, parents before what stands below them.
+local function in_order(self)
+  if not self.store.world.nodes then return self.parts end
+  local parts = {}
+  for i, part in ipairs(self.parts) do
+    parts[i] = part
+    part.order = (part.kind == "put" and 0 or 1e6) + #(part.full or "") * 100 + i
+  end
+  table.sort(parts, function(left, right) return left.order < right.order end)
+  return parts
+end
+
+-- Where keys are nodes, those with a time to live are made before.
+local function make_timed(world, parts)
+  local nodes = world.nodes
+  for _, part in ipairs(parts) do
+    if part.kind == "put" and nodes:needs_node(part.full, part.life.ttl) then
+      if nodes:refuses(part.full, part.life.ttl) then return "unsupported" end
+      local made, code = nodes:make_parents(part.full, world:next_revision())
+      if not made then return code end
+      nodes:make(part.full, part.life.ttl, world:next_revision())
+    end
+  end
+end
+
+-- Then all become what they are to be, or none.
+local function make_nodes(world, parts, revision)
+  local nodes, before = world.nodes, world.nodes:copy()
+  for _, part in ipairs(parts) do
     if part.kind == "put" then
-      local record = world:write(part.full, part.value, part.life, revision)
+      local wrong, made = world:refuses(part.full, part.life, true), true
+      if not wrong then made, wrong = nodes:make_parents(part.full, revision) end
+      if not made or wrong then
+        nodes:restore(before)
+        return wrong
+      end
+      part.place = nodes:write(part.full, world.kind_of(part.life), revision)
+    end
+  end
+end
+
+-- What is looked at before anything is made. Returns a code when it cannot be.
+local function refused(world, parts)
+  for _, part in ipairs(parts) do
+    local wrong = part.kind == "put" and world:refuses(part.full, part.life, true)
+    if wrong then return wrong end
+  end
+end
+
+local function apply(self)
+  local world, pairs_by_key, parts = self.store.world, {}, in_order(self)
+  local wrong = world.nodes and (refused(world, parts) or make_timed(world, parts))
+  if wrong then return ours.refuse(wrong) end
+  local revision = world:next_revision()
+  wrong = world.nodes and make_nodes(world, parts, revision)
+  if wrong then return ours.refuse(wrong) end
+  for _, part in ipairs(parts) do
+    if part.kind == "put" then
+      local record = world:write(part.full, part.value, part.life, revision, part.place)
       pairs_by_key[part.key] = self.store:pair_of(part.full, record)
     elseif part.kind == "delete" and world.keys[part.full] then
       world:remove(part.full, revision)
@@ -367,9 +423,20 @@ local function apply(self)
   return {revision = revision, pairs = pairs_by_key}
 end
 
+-- Where each lease is a session, a transaction belongs to one.
+local function count_owners(self)
+  local seen, count = {}, 0
+  for _, part in ipairs(self.parts) do
+    local owner = part.kind == "put" and part.life.owner
+    if owner and not seen[owner] then seen[owner], count = true, count + 1 end
+  end
+  return count
+end
+
 function Txn:commit()
   if self.code then return ours.refuse(self.code) end
   if self.store.handle.closed then return ours.refuse("closed") end
+  if self.store.world.nodes and count_owners(self) > 1 then return ours.refuse("unsupported") end
   for _, part in ipairs(self.parts) do
     if not holds(self, part) then return ours.refuse("modified") end
   end

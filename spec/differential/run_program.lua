@@ -85,7 +85,6 @@ function Run:pair(name, pair)
   if pair.value ~= nil and not self.names:agrees(scope, pair.revision, pair.value) then
     text = text .. " NOT ITS VALUE"
   end
-  if self.traits.loose_created then return text .. " " .. self.names:give(scope, pair.revision) end
   local created = self.names:give(scope, pair.created)
   local revision = self.names:give(scope, pair.revision)
   return text .. " " .. revision .. (created ~= revision and " since " .. created or "")

@@ -160,10 +160,9 @@ static struct consul_source *source_new(struct consul *consul, enum source_kind 
   return source;
 }
 
-static struct consul_source *source_of(struct consul *consul, enum source_kind kind, kv_slice key) {
+static struct consul_source *add_source(struct consul *consul, enum source_kind kind, kv_slice key) {
   struct consul_watches *watches = &consul->watches;
-  struct consul_source *source = find(watches, kind, key);
-  if (source) return source;
+  struct consul_source *source;
   if (watches->count >= watches->buckets) grow(watches);
   source = watches->buckets ? source_new(consul, kind, key) : NULL;
   if (!source) return NULL;
@@ -173,6 +172,13 @@ static struct consul_source *source_of(struct consul *consul, enum source_kind k
   watches->end = &source->next;
   watches->count++;
   return source;
+}
+
+/* In portable mode each watch of a tree has its own: each is to be told if a key stands there when it begins. */
+static struct consul_source *source_of(struct consul *consul, enum source_kind kind, kv_slice key) {
+  bool shared = kind != SOURCE_TREE || !consul->config->portable;
+  struct consul_source *source = shared ? find(&consul->watches, kind, key) : NULL;
+  return source ? source : add_source(consul, kind, key);
 }
 
 static void ended(struct consul_read *reader) {

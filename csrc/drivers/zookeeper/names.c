@@ -44,6 +44,14 @@ bool zk_is_key(int size, const struct Stat *stat) {
   return size > 0 || (size == 0 && (stat->version > 0 || stat->ephemeralOwner != 0));
 }
 
+bool zk_is_blank(const struct Stat *stat) {
+  return !stat->version && !stat->dataLength && !stat->ephemeralOwner;
+}
+
+int zk_sets(int version) {
+  return version < ZK_SETS_MAX ? version + 1 : 1;
+}
+
 int64_t zk_milliseconds(double ttl) {
   double milliseconds = ttl * 1000;
   if (milliseconds >= (double)TTL_MAX) return TTL_MAX;

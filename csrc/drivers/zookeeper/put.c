@@ -10,19 +10,27 @@
  *
  * A node with a time to live (see names.c) is made without data, so that it is no key yet; then its list is set once
  * more and its value is set. A plain put by somebody else that comes in between takes it for a parent and does not
- * make it permanent: our own set then fails, and we do it for him.
+ * make it permanent: our own set then fails, and we do it for him. A put like ours that comes in between sees the mark
+ * in the list, and does the rest instead of us.
+ *
+ * Versions begin at 0 in each node, so one that was seen might belong to the next node of that name. When a node is
+ * made anew its version ends behind the old one's (zk_sets()), so that of several who saw the old one only the first
+ * wins. Where that cannot be done at once, a conditional put claims the key first, by setting it.
  */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "zookeeper.h"
 
+#define ZK_PIN "/.kv" /* below a key; see pin() */
+
 enum kind { PERMANENT, TIMED, EPHEMERAL };
 
 /* A multi under way; results are written until its completion came. */
 struct batch {
-  zoo_op_t ops[3];
-  zoo_op_result_t results[3];
+  zoo_op_t ops[2 + ZK_SETS_MAX];
+  zoo_op_result_t results[2 + ZK_SETS_MAX];
   struct Stat stat;
   int count;
   char *value; /* owned: of somebody else, being repaired */
@@ -93,15 +101,61 @@ static void send_batch(struct zk_call *call, struct batch *batch, void_completio
   zk_sent(call, zoo_amulti(call->session->handle, batch->count, batch->ops, batch->results, completion, call));
 }
 
+/* Delete the node and make another, with a value; the version becomes one that the old node did not have. */
+static void make_anew(struct zk_call *call, struct batch *batch, const struct Stat *old, int flags, const char *value,
+                      int size) {
+  int sets = zk_sets(old->version);
+  zoo_delete_op_init(next_op(batch), call->path, old->version);
+  zoo_create_op_init(next_op(batch), call->path, NULL, -1, &call->zk->acl.vector, flags, NULL, 0);
+  for (int i = 0; i < sets - 1; i++) zoo_set_op_init(next_op(batch), call->path, NULL, -1, i, &batch->stat);
+  zoo_set_op_init(next_op(batch), call->path, value, size, sets - 1, &batch->stat);
+}
+
 /* ------------------------------------------------------------------ set */
 
 static void recreate(struct zk_call *call);
+
+static bool is_stuck_timed(const struct zk_call *call) {
+  return call->ttl && call->stat.numChildren > 0;
+}
+
+static void pinned(struct zk_call *call, int result) {
+  if (result != ZOK && result != ZNODEEXISTS && call->result == ZOK) call->result = result;
+  if (call->pending) return;
+  if (call->result == ZOK) done(call, &call->stat);
+  else zk_fail(call, call->result);
+}
+
+static void pin_made(int result, const char *path, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  (void)path;
+  if (call) pinned(call, result);
+}
+
+static void pin_unmarked(int result, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  if (call) pinned(call, result);
+}
+
+/*
+ * A node with a time to live that has nodes below it cannot be made anew, but it is kept as long as something stands
+ * below it. So it gets a node there that nobody sees, as it has no data, and its list tells no time to live any more.
+ */
+static void pin(struct zk_call *call) {
+  zhandle_t *handle = call->session->handle;
+  const struct ACL_vector *acl = &call->zk->acl.vector;
+  char path[ZK_PATH_MAX + sizeof ZK_PIN];
+  snprintf(path, sizeof path, "%s" ZK_PIN, call->path);
+  call->result = ZOK;
+  if (!zk_sent(call, zoo_acreate(handle, path, NULL, -1, acl, 0, pin_made, call))) return;
+  zk_sent(call, zoo_aset_acl(handle, call->path, -1, (struct ACL_vector *)(uintptr_t)acl, pin_unmarked, call));
+}
 
 static void acl_of_set(int result, struct ACL_vector *vector, struct Stat *stat, const void *data) {
   struct zk_call *call = zk_answered(data);
   if (!call) return;
   bool same = result == ZOK && stat->czxid == call->stat.czxid;
-  if (same && zk_acl_marked(vector)) recreate(call);
+  if (same && zk_acl_marked(vector)) (call->stat.numChildren > 0 ? pin : recreate)(call);
   else if (result == ZOK || result == ZNONODE || result == ZNOAUTH) done(call, &call->stat);
   else zk_fail(call, result);
 }
@@ -174,6 +228,12 @@ static void create_empty(struct zk_call *call) {
 
 /* ------------------------------------------------------------------ create with a time to live */
 
+/* Another write came behind ours, or before it. A key that was claimed had our value. */
+static void overtaken(struct zk_call *call) {
+  if (call->claimed) done(call, &call->claim);
+  else again(call, look);
+}
+
 static void timed_parents(struct zk_call *call);
 
 static void timed_created(int result, const char *path, const struct Stat *stat, const void *data) {
@@ -183,11 +243,14 @@ static void timed_created(int result, const char *path, const struct Stat *stat,
   if (result == ZOK || result == ZNODEEXISTS) call->zk->makes_ttl = true;
   if (result == ZOK) {
     call->stat = *stat;
+    call->made = true;
     fill(call);
   } else if (result == ZUNIMPLEMENTED) {
     zk_finish(call, KV_UNSUPPORTED, ZK_NO_TTL);
   } else if (result == ZNODEEXISTS) {
-    again(call, look);
+    overtaken(call);
+  } else if (result == ZNONODE && call->claimed) {
+    done(call, &call->claim);
   } else if (result == ZNONODE) {
     call->write_sent = call->op->sent = false;
     if (zk_again(call)) timed_parents(call);
@@ -211,15 +274,19 @@ static void timed_parents(struct zk_call *call) {
 static void repaired(int result, const void *data) {
   struct zk_call *call = zk_answered(data);
   (void)result;
-  if (call) again(call, look);
+  if (call) overtaken(call);
 }
 
-/* Somebody's plain put came between: his value is to stay. */
+/*
+ * Somebody's plain put came between: his value is to stay. Nobody but those who want a time to live set lists: when
+ * another one did, it was his put, and as he wanted it. And whoever made the node is the one to repair it.
+ */
 static void repair(int result, const char *value, int size, const struct Stat *stat, const void *data) {
   struct zk_call *call = zk_answered(data);
   if (!call) return;
-  if (result != ZOK || stat->czxid != call->stat.czxid || !zk_is_key(size, stat)) {
-    again(call, look);
+  bool is_ours = call->made && result == ZOK && stat->czxid == call->stat.czxid;
+  if (!is_ours || stat->aversion > 1 || !zk_is_key(size, stat)) {
+    overtaken(call);
     return;
   }
   struct batch *batch = batch_of(call);
@@ -231,9 +298,7 @@ static void repair(int result, const char *value, int size, const struct Stat *s
     return;
   }
   if (size) memcpy(batch->value, value, (size_t)size);
-  zoo_delete_op_init(next_op(batch), call->path, stat->version);
-  zoo_create_op_init(next_op(batch), call->path, NULL, -1, &call->zk->acl.vector, 0, NULL, 0);
-  zoo_set_op_init(next_op(batch), call->path, batch->value, size, 0, &batch->stat);
+  make_anew(call, batch, stat, 0, batch->value, size);
   send_batch(call, batch, repaired);
 }
 
@@ -253,7 +318,7 @@ static void filled(int result, const struct Stat *stat, const void *data) {
     zk_sent(call, zoo_adelete(handle, call->path, stat->version, removed, call));
   else if (result == ZOK && call->result == ZOK) done(call, stat);
   else if (result == ZBADVERSION) zk_sent(call, zoo_aget(handle, call->path, 0, repair, call));
-  else if (result == ZNONODE) again(call, look);
+  else if (result == ZNONODE) overtaken(call);
   else zk_fail(call, result == ZOK ? call->result : result);
 }
 
@@ -298,9 +363,34 @@ static void timed_recreated(int result, const char *path, const struct Stat *sta
   }
   call = zk_answered(data);
   if (!call) return;
-  if (call->result == ZNOTEMPTY) zk_finish(call, KV_UNSUPPORTED, "%s", ZK_STUCK);
-  else if (call->result == ZBADVERSION || call->result == ZNONODE) again(call, look);
+  if (call->result == ZNOTEMPTY && call->claimed) zk_finish(call, KV_UNKNOWN, "it was put, but " ZK_STUCK);
+  else if (call->result == ZNOTEMPTY) zk_finish(call, KV_UNSUPPORTED, "%s", ZK_STUCK);
+  else if (call->result == ZBADVERSION || call->result == ZNONODE) overtaken(call);
   else zk_fail(call, call->result);
+}
+
+static void recreate_timed(struct zk_call *call);
+
+static void was_claimed(int result, const struct Stat *stat, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  if (!call) return;
+  if (result == ZOK) {
+    call->claimed = true;
+    call->claim = call->stat = *stat;
+    recreate_timed(call);
+  } else if (result == ZBADVERSION || result == ZNONODE) {
+    again(call, look);
+  } else {
+    zk_fail(call, result);
+  }
+}
+
+static void claim(struct zk_call *call) {
+  struct kv_op *op = call->op;
+  const char *value = op->value.size ? op->value.data : "";
+  int version = call->stat.version;
+  zk_writing(call);
+  zk_sent(call, zoo_aset(call->session->handle, call->path, value, (int)op->value.size, version, was_claimed, call));
 }
 
 /* A server that makes no such nodes says so before it looks whether one is there: nothing is deleted for it. */
@@ -308,6 +398,10 @@ static void recreate_timed(struct zk_call *call) {
   zhandle_t *handle = call->session->handle;
   if (!call->zk->makes_ttl) {
     create_timed(call);
+    return;
+  }
+  if (call->op->condition == KV_IF_REVISION && !call->claimed) {
+    claim(call);
     return;
   }
   int64_t ttl = wanted_ttl(call);
@@ -328,9 +422,7 @@ static void recreate(struct zk_call *call) {
   if (!batch) return;
   const char *value = op->value.size ? op->value.data : "";
   int flags = wanted(call) == EPHEMERAL ? ZOO_EPHEMERAL : 0;
-  zoo_delete_op_init(next_op(batch), call->path, call->stat.version);
-  zoo_create_op_init(next_op(batch), call->path, NULL, -1, &call->zk->acl.vector, flags, NULL, 0);
-  zoo_set_op_init(next_op(batch), call->path, value, (int)op->value.size, 0, &batch->stat);
+  make_anew(call, batch, &call->stat, flags, value, (int)op->value.size);
   send_batch(call, batch, was_recreated);
 }
 
@@ -360,15 +452,27 @@ static bool is_of_kind(const struct zk_call *call) {
   }
 }
 
-static void decide(struct zk_call *call) {
+/* False: the call is finished. */
+static bool condition_holds(struct zk_call *call) {
   const struct kv_op *op = call->op;
   if (op->condition == KV_IF_ABSENT && call->is_key) {
     zk_finish(call, KV_EXISTS, "the key is there");
-  } else if (op->condition == KV_IF_REVISION && !(call->is_key && (uint64_t)call->stat.mzxid == op->revision)) {
+    return false;
+  }
+  if (op->condition == KV_IF_REVISION && !(call->is_key && (uint64_t)call->stat.mzxid == op->revision)) {
     zk_finish(call, KV_MODIFIED, "the key was changed, or is gone");
-  } else if (!call->is_there) {
+    return false;
+  }
+  return true;
+}
+
+static void decide(struct zk_call *call) {
+  if (!condition_holds(call)) return;
+  if (!call->is_there) {
     create(call);
-  } else if (is_of_kind(call)) {
+  } else if (wanted(call) == TIMED && is_of_kind(call) && zk_is_blank(&call->stat)) {
+    fill(call);
+  } else if (is_of_kind(call) || (is_stuck_timed(call) && wanted(call) == PERMANENT)) {
     set(call, call->stat.version);
   } else if (call->stat.numChildren > 0) {
     zk_finish(call, KV_UNSUPPORTED, "%s", ZK_STUCK);
@@ -378,13 +482,18 @@ static void decide(struct zk_call *call) {
 }
 
 static void look(struct zk_call *call) {
+  call->made = false;
   zk_look(call, true, decide);
+}
+
+static void look_around(struct zk_call *call) {
+  if (condition_holds(call)) zk_check_portable(call, call->op->key, look);
 }
 
 static void begin(struct zk_call *call) {
   const struct kv_op *op = call->op;
   bool create_only = op->condition == KV_IF_ABSENT && wanted(call) != TIMED;
-  if (op->flags & KV_PORTABLE) zk_check_portable(call, op->key, look);
+  if (op->flags & KV_PORTABLE) zk_look(call, true, look_around);
   else if (is_plain(call)) (call->zk->create_first ? create : set_any)(call);
   else if (create_only) create(call);
   else look(call);

@@ -7,6 +7,9 @@
  * the whole fail, and everything begins again. Absence is asserted by creating the node, and removing it again when
  * it is not to be put.
  *
+ * Parents are mostly there. When the server says that something is missing they are looked at, too, and made in the
+ * multi: so a transaction that fails leaves none behind.
+ *
  * Keys that are put anew are made without data and then set, as the answer to a set has the revision in it. The C
  * client cannot make a node with a time to live in a multi: such a node is made before, without data, so that it is
  * no key until the multi sets it; should that never happen, the server removes it in time.
@@ -17,7 +20,7 @@
 
 #include "zookeeper.h"
 
-#define OPS_PER_PART 3
+#define OPS_PER_PART (2 + ZK_SETS_MAX)
 
 struct part {
   struct txn *txn;
@@ -28,8 +31,21 @@ struct part {
   bool writes;             /* `written` will be filled */
 };
 
+/* What must be there for a part's node to be made. */
+struct ancestor {
+  struct txn *txn;
+  char *path;              /* owned */
+  bool is_there;
+  bool is_ephemeral;       /* nothing can stand below it */
+  bool made;               /* by an op so far */
+  int version;
+};
+
 struct txn {
   struct zk_call *call;
+  bool deep;               /* ancestors are looked at */
+  struct ancestor *ancestors; /* owned: of parts that are not there */
+  size_t ancestor_count, ancestor_capacity;
   size_t count, op_count, bytes;
   int failure;
   int64_t revision;
@@ -46,6 +62,8 @@ static void free_txn(struct zk_call *call) {
   struct txn *txn = call->data;
   if (!txn) return;
   for (size_t i = 0; txn->parts && i < txn->count; i++) free(txn->parts[i].path);
+  for (size_t i = 0; i < txn->ancestor_count; i++) free(txn->ancestors[i].path);
+  free(txn->ancestors);
   free(txn->parts);
   free(txn->ops);
   free(txn->results);
@@ -62,10 +80,17 @@ static char *path_of(const struct kv_part *part) {
   return path;
 }
 
+static size_t depth_of(kv_slice key) {
+  size_t depth = 0;
+  for (size_t i = 0; i < key.size; i++) depth += key.data[i] == '/';
+  return depth;
+}
+
 static bool make(struct zk_call *call) {
   const struct kv_op *op = call->op;
   struct txn *txn = calloc(1, sizeof *txn);
-  size_t count = op->part_count, ops = count * OPS_PER_PART + 1;
+  size_t count = op->part_count, ops = 1;
+  for (size_t i = 0; i < count; i++) ops += OPS_PER_PART + 2 * depth_of(op->parts[i].key);
   call->data = txn;
   call->clear = free_txn;
   if (!txn) return false;
@@ -120,10 +145,49 @@ static bool puts_below(const struct txn *txn, kv_slice key) {
   return false;
 }
 
+static bool is_above(const char *path, const char *other) {
+  size_t size = strlen(path);
+  return strncmp(path, other, size) == 0 && other[size] == '/';
+}
+
+/* They stand in the list in the order of their depth. */
+static void add_ancestors(struct txn *txn, size_t index) {
+  for (size_t i = 0; i < txn->ancestor_count; i++) {
+    struct ancestor *ancestor = &txn->ancestors[i];
+    if (ancestor->is_there || ancestor->made || !is_above(ancestor->path, txn->parts[index].path)) continue;
+    zoo_create_op_init(next_op(txn, index), ancestor->path, NULL, -1, &txn->call->zk->acl.vector, 0, NULL, 0);
+    ancestor->made = true;
+  }
+}
+
+/* The node of a part will be there: others need not make it. */
+static void note_made(struct txn *txn, size_t index) {
+  for (size_t i = 0; i < txn->ancestor_count; i++)
+    if (strcmp(txn->ancestors[i].path, txn->parts[index].path) == 0) txn->ancestors[i].made = true;
+}
+
+static struct ancestor *ephemeral_above(struct txn *txn, const char *path) {
+  for (size_t i = 0; i < txn->ancestor_count; i++)
+    if (txn->ancestors[i].is_ephemeral && is_above(txn->ancestors[i].path, path)) return &txn->ancestors[i];
+  return NULL;
+}
+
 static void add_absence(struct txn *txn, size_t index) {
   struct part *part = &txn->parts[index];
+  const struct ancestor *ephemeral = ephemeral_above(txn, part->path);
+  if (ephemeral) {
+    zoo_check_op_init(next_op(txn, index), ephemeral->path, ephemeral->version);
+    return;
+  }
+  add_ancestors(txn, index);
   zoo_create_op_init(next_op(txn, index), part->path, NULL, -1, &txn->call->zk->acl.vector, 0, NULL, 0);
   zoo_delete_op_init(next_op(txn, index), part->path, 0);
+  for (size_t i = txn->ancestor_count; i-- > 0;) {
+    struct ancestor *ancestor = &txn->ancestors[i];
+    if (!ancestor->made || !is_above(ancestor->path, part->path)) continue;
+    zoo_delete_op_init(next_op(txn, index), ancestor->path, 0);
+    ancestor->made = false;
+  }
 }
 
 /* Is the node that is there one that lives as long as the part wants? */
@@ -140,10 +204,13 @@ static void add_put(struct txn *txn, size_t index) {
   const char *value = request->value.size ? request->value.data : "";
   int version = part->seen.version;
   if (!part->is_there || !is_of_kind(txn, index)) {
+    add_ancestors(txn, index);
+    note_made(txn, index);
     if (part->is_there) zoo_delete_op_init(next_op(txn, index), part->path, part->seen.version);
     zoo_create_op_init(next_op(txn, index), part->path, NULL, -1, &txn->call->zk->acl.vector,
                        request->lease ? ZOO_EPHEMERAL : 0, NULL, 0);
-    version = 0;
+    version = part->is_there ? zk_sets(version) - 1 : 0;
+    for (int i = 0; i < version; i++) zoo_set_op_init(next_op(txn, index), part->path, NULL, -1, i, &part->written);
   }
   txn->bytes += request->value.size;
   zoo_set_op_init(next_op(txn, index), part->path, value, (int)request->value.size, version, &part->written);
@@ -178,6 +245,40 @@ static void add_part(struct txn *txn, size_t index) {
     case KV_PART_PUT: add_put(txn, index); break;
     case KV_PART_DELETE: add_delete(txn, index); break;
   }
+}
+
+static bool is_put(const struct txn *txn, size_t index) {
+  return request_of(txn, index)->type == KV_PART_PUT;
+}
+
+static bool removes(const struct txn *txn, size_t index) {
+  return request_of(txn, index)->type == KV_PART_DELETE && txn->parts[index].is_key;
+}
+
+/* The shortest key that is put and longer than `size`; 0: there is none. */
+static size_t next_size(const struct txn *txn, size_t size) {
+  size_t found = 0;
+  for (size_t i = 0; i < txn->count; i++) {
+    size_t own = request_of(txn, i)->key.size;
+    if (is_put(txn, i) && own > size && (!found || own < found)) found = own;
+  }
+  return found;
+}
+
+/*
+ * Parents are put before what stands below them: a node that is made anew must have nothing there. What is removed may
+ * have been the parent of something that is asserted to be absent.
+ */
+static void add_parts(struct txn *txn) {
+  txn->op_count = txn->bytes = 0;
+  for (size_t i = 0; i < txn->ancestor_count; i++) txn->ancestors[i].made = false;
+  for (size_t i = 0; i < txn->count; i++)
+    if (!is_put(txn, i) && !removes(txn, i)) add_part(txn, i);
+  for (size_t i = 0; i < txn->count; i++)
+    if (removes(txn, i)) add_part(txn, i);
+  for (size_t size = next_size(txn, 0); size; size = next_size(txn, size))
+    for (size_t i = 0; i < txn->count; i++)
+      if (is_put(txn, i) && request_of(txn, i)->key.size == size) add_part(txn, i);
 }
 
 /* ------------------------------------------------------------------ the answer */
@@ -254,11 +355,14 @@ static void answered(int result, const void *data) {
   }
   size_t failed = first_failure(txn);
   bool is_race = result == ZBADVERSION || result == ZNONODE || result == ZNODEEXISTS || result == ZNOTEMPTY;
+  if (result == ZNOCHILDRENFOREPHEMERALS && failed < txn->op_count && !is_put(txn, txn->owner[failed]) && !txn->deep)
+    is_race = txn->deep = true;
   if (!is_race || failed == txn->op_count) {
     zk_fail(call, result);
   } else if (request_of(txn, txn->owner[failed])->type == KV_PART_GUARD) {
     check_failed(call, txn->owner[failed]);
   } else {
+    if (result == ZNONODE) txn->deep = true;
     begin_again(call);
   }
 }
@@ -301,8 +405,7 @@ static bool can_all(struct zk_call *call) {
 
 static void commit(struct zk_call *call) {
   struct txn *txn = call->data;
-  txn->op_count = txn->bytes = 0;
-  for (size_t i = 0; i < txn->count; i++) add_part(txn, i);
+  add_parts(txn);
   if (txn->bytes > ZK_PACKET_MAX) {
     zk_finish(call, KV_TOO_LARGE, "the transaction has %zu bytes, at most %zu are allowed", txn->bytes, ZK_PACKET_MAX);
   } else if (!txn->op_count) {
@@ -315,35 +418,69 @@ static void commit(struct zk_call *call) {
 
 /* ------------------------------------------------------------------ parents */
 
-static void parent_made(int result, const char *path, const void *data) {
-  struct zk_call *call = zk_answered(data);
-  (void)path;
-  if (!call) return;
-  struct txn *txn = call->data;
-  if (zk_code(result, false) == KV_UNAVAILABLE) txn->failure = result;
-  else if (result != ZOK && result != ZNODEEXISTS && result != ZNONODE) call->parents = result;
+static bool is_noted(const struct txn *txn, const char *path) {
+  for (size_t i = 0; i < txn->ancestor_count; i++)
+    if (strcmp(txn->ancestors[i].path, path) == 0) return true;
+  return false;
+}
+
+/* False: out of memory. */
+static bool note_ancestor(struct txn *txn, const char *path) {
+  if (is_noted(txn, path)) return true;
+  if (txn->ancestor_count == txn->ancestor_capacity) {
+    size_t capacity = txn->ancestor_capacity ? txn->ancestor_capacity * 2 : 16;
+    struct ancestor *ancestors = realloc(txn->ancestors, capacity * sizeof *ancestors);
+    if (!ancestors) return false;
+    txn->ancestors = ancestors;
+    txn->ancestor_capacity = capacity;
+  }
+  char *copy = strdup(path);
+  if (!copy) return false;
+  txn->ancestors[txn->ancestor_count++] = (struct ancestor){.txn = txn, .path = copy};
+  return true;
+}
+
+/* Those of all parts that are not there, each once; of one part, in the order of their depth. */
+static bool note_ancestors(struct txn *txn) {
+  for (size_t i = 0; i < txn->ancestor_count; i++) free(txn->ancestors[i].path);
+  txn->ancestor_count = 0;
+  for (size_t i = 0; i < txn->count; i++) {
+    char *path = txn->parts[i].path;
+    if (txn->parts[i].is_there || request_of(txn, i)->type == KV_PART_GUARD) continue;
+    for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+      *slash = '\0';
+      bool noted = note_ancestor(txn, path);
+      *slash = '/';
+      if (!noted) return false;
+    }
+  }
+  return true;
+}
+
+static void ancestor_seen(int result, const struct Stat *stat, const void *data) {
+  struct ancestor *ancestor = (struct ancestor *)(uintptr_t)data;
+  struct txn *txn = ancestor->txn;
+  struct zk_call *call = txn->call;
+  if (!zk_answered(call)) return;
+  ancestor->is_there = result == ZOK;
+  ancestor->is_ephemeral = result == ZOK && stat->ephemeralOwner;
+  ancestor->version = result == ZOK ? stat->version : 0;
+  if (result != ZOK && result != ZNONODE) txn->failure = result;
   if (call->pending) return;
   if (txn->failure != ZOK) zk_fail(call, txn->failure);
   else ready(call);
 }
 
 /* Needed when the first try said that something is missing. */
-static void make_parents(struct zk_call *call) {
+static void look_at_ancestors(struct zk_call *call) {
   struct txn *txn = call->data;
-  if (call->parents != ZOK) {
-    zk_fail(call, call->parents);
+  if (!note_ancestors(txn)) {
+    zk_finish(call, KV_FAILED, "out of memory");
     return;
   }
-  for (size_t i = 0; i < txn->count; i++) {
-    char *path = txn->parts[i].path;
-    if (txn->parts[i].is_there || request_of(txn, i)->type == KV_PART_GUARD) continue;
-    for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
-      *slash = '\0';
-      bool sent =
-        zk_sent(call, zoo_acreate(call->session->handle, path, NULL, -1, &call->zk->acl.vector, 0, parent_made, call));
-      if (!sent) return;
-      *slash = '/';
-    }
+  for (size_t i = 0; i < txn->ancestor_count; i++) {
+    struct ancestor *ancestor = &txn->ancestors[i];
+    if (!zk_sent(call, zoo_aexists(call->session->handle, ancestor->path, 0, ancestor_seen, ancestor))) return;
   }
   if (!call->pending) ready(call);
 }
@@ -353,6 +490,8 @@ static void make_parents(struct zk_call *call) {
 static void prepared(struct zk_call *call, int result) {
   struct txn *txn = call->data;
   bool is_race = result == ZNODEEXISTS || result == ZNONODE || result == ZBADVERSION || result == ZNOTEMPTY;
+  if (result == ZNONODE) txn->deep = true;
+  if (result == ZNONODE && call->parents != ZOK) txn->failure = call->parents;
   if (result != ZOK && !is_race && txn->failure == ZOK) txn->failure = result;
   if (call->pending) return;
   if (txn->failure == ZUNIMPLEMENTED) zk_finish(call, KV_UNSUPPORTED, ZK_NO_TTL);
@@ -363,6 +502,28 @@ static void prepared(struct zk_call *call, int result) {
 static void step_prepared(int result, const void *data) {
   struct zk_call *call = zk_answered(data);
   if (call) prepared(call, result);
+}
+
+/* One that may not be made may be there all the same. */
+static void timed_parent_made(int result, const char *path, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  (void)path;
+  if (!call) return;
+  bool is_definite = zk_code(result, false) != KV_UNAVAILABLE;
+  if (is_definite && result != ZOK && result != ZNODEEXISTS && result != ZNONODE) call->parents = result;
+  prepared(call, is_definite ? ZOK : result);
+}
+
+/* The server answers in order: the node is asked for behind its parents. False: the call is finished. */
+static bool make_timed_parents(struct zk_call *call, char *path) {
+  for (char *slash = strchr(path + 1, '/'); slash; slash = strchr(slash + 1, '/')) {
+    *slash = '\0';
+    int result =
+      zoo_acreate(call->session->handle, path, NULL, -1, &call->zk->acl.vector, 0, timed_parent_made, call);
+    *slash = '/';
+    if (!zk_sent(call, result)) return false;
+  }
+  return true;
 }
 
 static void timed_made(int result, const char *path, const struct Stat *stat, const void *data) {
@@ -383,22 +544,30 @@ static bool needs_node(const struct txn *txn, size_t index) {
   return request->type == KV_PART_PUT && request->ttl > 0 && (!txn->parts[index].is_there || !is_of_kind(txn, index));
 }
 
-/* True: it was begun, or failed. */
+/* False: the call is finished. */
+static bool prepare_part(struct zk_call *call, size_t index) {
+  struct txn *txn = call->data;
+  struct part *part = &txn->parts[index];
+  zhandle_t *handle = call->session->handle;
+  int64_t ttl = zk_milliseconds(request_of(txn, index)->ttl);
+  const struct ACL_vector *acl = zk_acl_mark(&call->zk->acl, ttl);
+  if (!part->is_there && txn->deep && !make_timed_parents(call, part->path)) return false;
+  int version = part->seen.version;
+  if (part->is_there && !zk_sent(call, zoo_adelete(handle, part->path, version, step_prepared, call))) return false;
+  return zk_sent(call, zoo_acreate2_ttl(handle, part->path, NULL, -1, acl, ZOO_PERSISTENT_WITH_TTL, ttl, timed_made,
+                                        part));
+}
+
+/* Parents first. True: it was begun, or failed. */
 static bool prepare(struct zk_call *call) {
   struct txn *txn = call->data;
-  zhandle_t *handle = call->session->handle;
   bool begun = false;
-  for (size_t i = 0; i < txn->count; i++) {
-    struct part *part = &txn->parts[i];
-    if (!needs_node(txn, i)) continue;
-    int64_t ttl = zk_milliseconds(request_of(txn, i)->ttl);
-    const struct ACL_vector *acl = zk_acl_mark(&call->zk->acl, ttl);
-    begun = true;
-    int version = part->seen.version;
-    if (part->is_there && !zk_sent(call, zoo_adelete(handle, part->path, version, step_prepared, call))) return true;
-    if (!zk_sent(call, zoo_acreate2_ttl(handle, part->path, NULL, -1, acl, ZOO_PERSISTENT_WITH_TTL, ttl, timed_made,
-                                        part)))
-      return true;
+  for (size_t size = next_size(txn, 0); size; size = next_size(txn, size)) {
+    for (size_t i = 0; i < txn->count; i++) {
+      if (request_of(txn, i)->key.size != size || !needs_node(txn, i)) continue;
+      begun = true;
+      if (!prepare_part(call, i)) return true;
+    }
   }
   return begun;
 }
@@ -407,10 +576,19 @@ static void ready(struct zk_call *call) {
   if (!prepare(call)) commit(call);
 }
 
+static void look_around(struct zk_call *call);
+
+/* In portable mode each key that is put is looked around once the checks are known to hold; then all begins again. */
+static bool is_unknown_ground(const struct zk_call *call) {
+  return (call->op->flags & KV_PORTABLE) && call->step < call->op->part_count;
+}
+
 static void decide(struct zk_call *call) {
   struct txn *txn = call->data;
   if (txn->failure != ZOK) zk_fail(call, txn->failure);
-  else if (check_all(call) && can_all(call)) (call->rounds ? make_parents : ready)(call);
+  else if (!check_all(call)) return;
+  else if (is_unknown_ground(call)) look_around(call);
+  else if (can_all(call)) (txn->deep ? look_at_ancestors : ready)(call);
 }
 
 /* ------------------------------------------------------------------ looking */
@@ -465,6 +643,11 @@ static void begin(struct zk_call *call) {
 /* One key that is put after the other. */
 static void look_around(struct zk_call *call) {
   const struct kv_op *op = call->op;
+  if (call->clear == free_txn) {
+    free_txn(call);
+    call->data = NULL;
+    call->clear = NULL;
+  }
   while (call->step < op->part_count && op->parts[call->step].type != KV_PART_PUT) call->step++;
   if (call->step == op->part_count) {
     begin(call);
@@ -495,5 +678,5 @@ void zk_txn(struct zk *zk, struct kv_op *op) {
     }
   }
   struct zk_call *call = zk_call_new(zk, session, op);
-  if (call) zk_call_start(call, op->flags & KV_PORTABLE ? look_around : begin);
+  if (call) zk_call_start(call, begin);
 }

@@ -130,6 +130,8 @@ struct zk_call {
   int result;            /* of a request that others were pipelined behind */
   int parents;           /* why a parent could not be made, or ZOK */
   struct Stat stat;
+  struct Stat claim;     /* put: when it was set to be made anew, `claimed` */
+  bool claimed, made;    /* put: `made`: the node that has `stat` is this call's */
   bool is_there, is_key;
   int64_t ttl;           /* of the node, milliseconds, 0: none */
 };
@@ -168,6 +170,11 @@ kv_slice zk_key(const char *path);
 /* "/zookeeper" belongs to the server. */
 bool zk_is_reserved(kv_slice key);
 bool zk_is_key(int size, const struct Stat *stat);
+/* A parent, or a node with a time to live that is about to get its value: the list tells. */
+bool zk_is_blank(const struct Stat *stat);
+#define ZK_SETS_MAX 16
+/* How often to set a node that follows one of this version, for a version that the old one did not have. */
+int zk_sets(int version);
 int64_t zk_milliseconds(double ttl); /* as the server takes it */
 /* The directory of a path, in place; false at the root. */
 bool zk_parent(char *path);

@@ -79,12 +79,34 @@ function keys.put_many.make(maker, step)
   step.life = maker:life(step)
 end
 
--- Where directories are directories one of the keys may be refused, and whether the others are written is not promised:
--- so there is one.
+-- Is one of them below another?
+local function nested(list)
+  for _, key in ipairs(list) do
+    for _, other in ipairs(list) do
+      if key:sub(1, #other + 1) == other .. "/" then return true end
+    end
+  end
+  return false
+end
+
+-- Where a key may be refused for what stands around it, whether the others are written is not promised; and where keys
+-- are nodes it depends on their order which was a parent first. There only one is put.
+local function is_alone(run, step)
+  if run.program.portable or run.traits.directories then return true end
+  if not run.traits.nodes then return false end
+  if nested(step.keys) or (step.life and step.life.kind ~= "plain") then return true end
+  return run:foresee("barred", function(world)
+    for _, key in ipairs(step.keys) do
+      if world.nodes:is_barred(run:full(step.store, key)) then return true end
+    end
+    return false
+  end)
+end
+
 function keys.put_many.run(run, step)
   local options = run:options(step, step.life)
   if not options then return "skipped" end
-  local values, alone = {}, run.program.portable or run.traits.directories
+  local values, alone = {}, is_alone(run, step)
   for i = 1, alone and 1 or #step.keys do values[step.keys[i]] = step.values[i] end
   local done, message, code = run:store(step.store):put_many(values, options)
   return done and tostring(done) or run.failure(message, code)

@@ -83,7 +83,7 @@ local function event_text(run, name, event)
   if event.value ~= nil then text = text .. " " .. run.quote(event.value) end
   local revision, created = run.names:show(scope, event.revision), run.names:show(scope, event.created)
   text = text .. " " .. revision
-  if event.created ~= event.revision and not run.traits.loose_created then text = text .. " since " .. created end
+  if event.created ~= event.revision then text = text .. " since " .. created end
   return text
 end
 
@@ -98,7 +98,7 @@ local function check(run, watch, event)
     return " NOT ITS VALUE"
   end
   if not is_put and not watch.step.after and not watch.state[event.key] then return " OF NOTHING" end
-  if options.prev and not watch.step.after and not (last and last.unseen) and not run.traits.loose_created then
+  if options.prev and not watch.step.after and not (last and last.unseen) then
     local same_life = last and last.value and (not is_put or last.created == event.created)
     if event.prev ~= (same_life and last.value or nil) then return " NOT THE VALUE BEFORE" end
   elseif event.prev ~= nil and not options.prev then
