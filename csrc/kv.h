@@ -187,7 +187,8 @@ KV_API const char *kv_store_label(const kv_store *store);
 /* The store's default timeout in seconds. */
 KV_API double kv_store_timeout(const kv_store *store);
 
-/* Is the capability there? Names: txn ttl lock lease watch resume every_version paging election nested. */
+/* Is the capability there? Names: txn ttl lock lease watch resume every_version paging election
+ * semaphore nested. */
 KV_API bool kv_store_supports(const kv_store *store, const char *capability);
 
 /* The index-th capability name known at all, or NULL past the last. */
@@ -516,6 +517,18 @@ KV_API double kv_lock_ttl(const kv_lock *lock);
 /* Free the handle. A held lock stays held until its store closes; a waiting acquire is given up. */
 KV_API void kv_lock_free(kv_lock *lock);
 
+/* ------------------------------------------------------------------ semaphores */
+
+#define KV_SEMAPHORE_MAX 1000 /* the largest limit */
+
+/*
+ * A semaphore is a lock with `limit` holders, in a name space of its own. All functions of locks work on it,
+ * kv_txn_guard() too; kv_lock_holder() tells the one who has held longest. Whoever came first is served first, and tokens rise in that
+ * order. All who use a name must say the same limit: acquiring behind somebody who said another is KV_INVALID.
+ * KV_UNSUPPORTED without kv_store_supports(store, "semaphore").
+ */
+KV_API kv_lock *kv_semaphore_new(kv_store *store, const kv_lock_options *options, uint32_t limit, kv_error *error);
+
 /* ------------------------------------------------------------------ elections */
 
 /*
@@ -531,8 +544,8 @@ KV_API void kv_lock_free(kv_lock *lock);
 KV_API kv_lock *kv_election_new(kv_store *store, const kv_lock_options *options, kv_error *error);
 
 /*
- * Get in line to lead with this value. As kv_lock_acquire(), with a KV_CAMPAIGN reply: KV_OK comes when it leads and its
- * value is what everybody reads.
+ * Get in line to lead with this value. As kv_lock_acquire(), with a KV_CAMPAIGN reply: KV_OK comes when it leads
+ * and its value is what everybody reads.
  */
 KV_API kv_code kv_election_campaign(kv_lock *election, kv_queue *queue, kv_slice value, double timeout, uint64_t tag,
                                     uint64_t *id, kv_error *error);

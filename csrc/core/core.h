@@ -225,8 +225,8 @@ struct kv_recipe {
   void (*start)(struct kv_op *op, void *subject);  /* reactor thread */
   void (*cancel)(struct kv_op *op, void *subject); /* reactor thread; the waiter was answered, finish() is still owed */
 };
-/* timeout: negative waits for ever. `name` is what messages call the subject; `value` is copied, and is op->value. subject
- * must stay valid until finish. */
+/* timeout: negative waits for ever. `name` is what messages call the subject; `value` is copied, and is op->value.
+ * subject must stay valid until finish. */
 kv_code kv_recipe_submit(kv_store *store, kv_queue *queue, const struct kv_recipe *recipe, void *subject, kv_kind kind,
                          kv_slice name, kv_slice value, double timeout, uint64_t tag, uint64_t *id, kv_error *error);
 void *kv_op_subject(const struct kv_op *op);

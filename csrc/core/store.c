@@ -141,6 +141,7 @@ static const struct {
     {"txn", KV_CAN_TXN},       {"ttl", KV_CAN_TTL},       {"lock", KV_CAN_LOCK},
     {"lease", KV_CAN_LEASE},   {"watch", KV_CAN_WATCH},   {"resume", KV_CAN_RESUME},
     {"every_version", KV_CAN_EVERY_VERSION}, {"paging", KV_CAN_PAGING},
+    {"semaphore", KV_CAN_SEMAPHORE},
     {"election", KV_CAN_LOCK | KV_CAN_TXN | KV_CAN_LEASE | KV_CAN_WATCH},
     {"interop", KV_CAN_INTEROP}, {"interop_order", KV_CAN_INTEROP_ORDER},
     {"nested", KV_CAN_NESTED},

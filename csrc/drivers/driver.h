@@ -63,6 +63,7 @@ enum kv_capability {
   KV_CAN_INTEROP = 1 << 8,       /* locks in the layout of other programs: driver->interop */
   KV_CAN_INTEROP_ORDER = 1 << 9, /* and these serve in the order in which all came, ours and others' */
   KV_CAN_NESTED = 1 << 10,       /* a key may have keys below it (never in portable mode) */
+  KV_CAN_SEMAPHORE = 1 << 11,    /* places with a limit */
   /* not shown to users: */
   KV_CAN_SNAPSHOT = 1 << 16,   /* watches feed whole states, the first one included */
   /* start() and cancel() may run on any thread, and finish() be called on any; no retries are made */
@@ -124,6 +125,7 @@ struct kv_lease_ref {
 
 #define KV_PLACE_ID_MAX 32
 #define KV_TICKET_MAX 128
+#define KV_LIMIT_TEXT 8
 
 /* One place in the queue of a lock. Owned by the lock recipe, valid until every op that names it has finished. */
 struct kv_place {
@@ -134,6 +136,9 @@ struct kv_place {
   /* unique per acquire, lower-case hex: finds an entry whose creation was not answered */
   char id[KV_PLACE_ID_MAX + 1];
   struct kv_lease_ref *lease;    /* granted before JOIN */
+  /* 0: of a lock. Else of a semaphore: the first so many in line hold. The ids of its entries begin with the limit that
+   * their owners know, KV_LIMIT_TEXT digits in hex. */
+  uint32_t limit;
   uint64_t token;                /* set by JOIN or CLAIM: rises with every later holder of the name */
   char ticket[KV_TICKET_MAX];    /* the driver's name of our entry, set by JOIN (ZooKeeper: node name) */
   char ahead[KV_TICKET_MAX];     /* the driver's name of the entry before ours, set by AHEAD (or JOIN), read by WAIT */
@@ -160,6 +165,13 @@ struct kv_place {
  *                 result.retry_after seconds. KV_LOST: entry gone.
  *   QUEUE_LEAVE   remove our entry if it is ours; result.found tells whether it was there. Never touches a successor.
  *   QUEUE_HEAD    who holds place->name: host->pair() with the value, revision = token; nothing when free.
+ *
+ * For a place with a limit (KV_CAN_SEMAPHORE), AHEAD is not asked. JOIN, when it answers, and CLAIM say who is before
+ * us with host->pair(): of the entries that were made before ours the `limit` nearest (all, when there are fewer), the
+ * nearest first, each with key = its ticket, value = its id, revision = what ahead_revision is to be for a WAIT for it,
+ * created = 1. Then they set result.found (which host->pair() sets too): JOIN as for a lock (true: `limit` or more are
+ * before us), CLAIM to whether we hold: fewer than `limit` are. WAIT names one of those entries at a time; there may be
+ * many at once, with places of their own. HEAD tells the first in line.
  */
 
 enum kv_part_type { KV_PART_CHECK, KV_PART_ABSENT, KV_PART_GUARD, KV_PART_PUT, KV_PART_DELETE };

@@ -34,6 +34,19 @@ static int lock_new(lua_State *L) {
   return box->lock ? 1 : kvl_fail(L, &error);
 }
 
+/* semaphore_new(store, name, limit, ttl, value) -> lock */
+static int semaphore_new(lua_State *L) {
+  kv_store *store = kvl_store(L, 1);
+  kv_error error;
+  kv_lock_options options = {.name = kvl_slice(L, 2), .ttl = lua_tonumber(L, 4), .value = kvl_slice(L, 5)};
+  lua_Number limit = lua_tonumber(L, 3);
+  bool fits = limit >= 1 && limit <= KV_SEMAPHORE_MAX;
+  struct kvl_lock_box *box = kvl_new_box(L, sizeof *box, KVL_LOCK);
+  box->store = kvl_store_retain(L, 1);
+  box->lock = kv_semaphore_new(store, &options, fits ? (uint32_t)limit : 0, &error);
+  return box->lock ? 1 : kvl_fail(L, &error);
+}
+
 /* election_new(store, name, ttl) -> lock */
 static int election_new(lua_State *L) {
   kv_store *store = kvl_store(L, 1);
@@ -152,7 +165,8 @@ const luaL_Reg kvl_lock_functions[] = {
     {"lock_new", lock_new},           {"lock_acquire", lock_acquire}, {"lock_release", lock_release},
     {"lock_wait_lost", lock_wait_lost}, {"lock_holder", lock_holder}, {"lock_held", lock_held},
     {"lock_state", lock_state},       {"lock_token", lock_token},     {"lock_ttl", lock_ttl},
-    {"election_new", election_new},   {"election_campaign", election_campaign},
-    {"election_resign", election_resign}, {"election_observe", election_observe}, {"leader_read", leader_read},
+    {"semaphore_new", semaphore_new}, {"election_new", election_new},
+    {"election_campaign", election_campaign}, {"election_resign", election_resign},
+    {"election_observe", election_observe}, {"leader_read", leader_read},
     {NULL, NULL},
 };

@@ -85,8 +85,8 @@ kv_lock *kv_election_new(kv_store *store, const kv_lock_options *options, kv_err
     return NULL;
   }
   if (options->interop) {
-    kv_fail(error, KV_UNSUPPORTED, "election \"%.*s\" on %s: only locks are shared with other programs", (int)size, name,
-            kv_store_label(store));
+    kv_fail(error, KV_UNSUPPORTED, "election \"%.*s\" on %s: only locks are shared with other programs", (int)size,
+            name, kv_store_label(store));
     return NULL;
   }
   if (!leader_key((kv_slice){name, size}, leader, &leader_size)) {
@@ -117,8 +117,8 @@ kv_code kv_election_campaign(kv_lock *lock, kv_queue *queue, kv_slice value, dou
 kv_code kv_election_resign(kv_lock *lock, kv_queue *queue, double timeout, uint64_t tag, uint64_t *id,
                            kv_error *error) {
   if (!lock->leader.size) return wrong_handle(lock, KV_RESIGN, error);
-  return kv_lock_submit(lock, queue, &kv_lock_release_recipe, KV_RESIGN, KV_TEXT(""), kv_lock_timeout(lock, timeout), tag,
-                        id, error);
+  return kv_lock_submit(lock, queue, &kv_lock_release_recipe, KV_RESIGN, KV_TEXT(""), kv_lock_timeout(lock, timeout),
+                        tag, id, error);
 }
 
 kv_code kv_election_observe(kv_lock *lock, kv_queue *queue, uint64_t tag, kv_watch **watch, kv_error *error) {

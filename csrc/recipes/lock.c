@@ -6,7 +6,8 @@
  *                                               LEAVING -> FREE
  *
  * An election has one phase more on each way: CLAIMING -> ANNOUNCING -> HELD, in which the new leader's key is written
- * on the condition that its entry stands, and HELD -> RETRACTING -> LEAVING, in which it is removed again.
+ * on the condition that its entry stands, and HELD -> RETRACTING -> LEAVING, in which it is removed again. A semaphore
+ * does not look: JOINING -> CLAIMING <-> WAITING, as a claim tells who is before us, and there may be many to wait for.
  *
  * next_phase() alone decides where an event leads; arrive() does what must be true at once (what other threads see,
  * answers, the lease's use); act() starts the one step that a phase is about.
@@ -24,6 +25,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../core/page.h"
+
+#define LOOKS_AT_ANOTHER_LIMIT 6 /* of a semaphore's neighbours, a tenth of a second apart */
 #define LAPS_WITHOUT_REST 16 /* waits that ended without making us first, before we slow down */
 
 static void act(struct kv_lock *lock);
@@ -46,6 +50,10 @@ static struct kv_entry *entry_new(const struct kv_lock *lock) {
   snprintf(entry->pub.id, sizeof entry->pub.id, "%016llx%016llx", (unsigned long long)kv_random(),
            (unsigned long long)kv_random());
   entry->pub.interop = lock->interop;
+  entry->pub.limit = lock->limit;
+  char limit[KV_LIMIT_TEXT + 1];
+  snprintf(limit, sizeof limit, "%08lx", (unsigned long)lock->limit);
+  if (lock->limit) memcpy(entry->pub.id, limit, KV_LIMIT_TEXT);
   entry->pub.lease = &lock->lease->ref;
   kv_lease_retain(lock->lease);
   return entry;
@@ -189,7 +197,7 @@ static enum kv_lock_phase restart(struct kv_lock *lock) {
 
 static enum kv_lock_phase blocked(struct kv_lock *lock, enum kv_lock_phase next) {
   if (!lock->try_once) return next;
-  kv_asked_answer(&lock->acquire, KV_TIMEOUT, "somebody else holds it");
+  kv_asked_answer(&lock->acquire, KV_TIMEOUT, lock->limit ? "others hold all of it" : "somebody else holds it");
   return LOCK_LEAVING;
 }
 
@@ -214,25 +222,47 @@ static enum kv_lock_phase not_first(struct kv_lock *lock, const struct kv_result
   return LOCK_LOOKING;
 }
 
+/* A semaphore's join or claim told who is before us. Somebody who knows another limit may be about to find that out and
+ * to leave: so he is looked at a few times. */
+static enum kv_lock_phase place_known(struct kv_lock *lock, struct kv_result *result, bool holds_now) {
+  uint32_t other = kv_semaphore_look(lock, result);
+  if (!other) {
+    lock->disagreements = 0;
+    return holds_now ? taken(lock) : blocked(lock, LOCK_WAITING);
+  }
+  if (++lock->disagreements < LOOKS_AT_ANOTHER_LIMIT) {
+    rest(lock, 0.1);
+    return LOCK_CLAIMING;
+  }
+  kv_asked_answer(&lock->acquire, KV_INVALID, "its limit is %lu for others, and %lu here", (unsigned long)other,
+                  (unsigned long)lock->limit);
+  return LOCK_LEAVING;
+}
+
 static enum kv_lock_phase after_failure(struct kv_lock *lock, kv_code code, const char *message) {
   remember(lock, code, message);
   if (code == KV_LOST) return restart(lock);
   if (kv_code_passes(code) || (lock->phase == LOCK_WAITING && code == KV_COMPACTED)) {
     rest_after_failure(lock);
-    return lock->phase == LOCK_WAITING ? LOCK_LOOKING : lock->phase;
+    if (lock->phase == LOCK_WAITING) return lock->limit ? LOCK_CLAIMING : LOCK_LOOKING;
+    return lock->phase;
   }
   kv_asked_answer(&lock->acquire, code, "%s", message);
   return LOCK_LEAVING;
 }
 
-static enum kv_lock_phase after_join(struct kv_lock *lock, const struct kv_result *result) {
+static enum kv_lock_phase after_join(struct kv_lock *lock, struct kv_result *result) {
+  if (lock->limit) {
+    bool holds_now = !result->found && lock->entry->pub.token;
+    return result->answered_ahead ? place_known(lock, result, holds_now) : LOCK_CLAIMING;
+  }
   if (!result->answered_ahead) return LOCK_LOOKING;
   if (result->found) return blocked(lock, LOCK_WAITING);
   return lock->entry->pub.token ? taken(lock) : LOCK_CLAIMING;
 }
 
 static enum kv_lock_phase after_queue_step(struct kv_lock *lock, const struct kv_outcome *outcome) {
-  const struct kv_result *result = outcome->result;
+  struct kv_result *result = outcome->result;
   if (outcome->code != KV_OK) return after_failure(lock, outcome->code, outcome->message);
   lock->failures = 0;
   lock->problem[0] = '\0';
@@ -240,7 +270,9 @@ static enum kv_lock_phase after_queue_step(struct kv_lock *lock, const struct kv
     case LOCK_JOINING: return after_join(lock, result);
     case LOCK_LOOKING: return result->found ? blocked(lock, LOCK_WAITING) : LOCK_CLAIMING;
     case LOCK_WAITING: return LOCK_CLAIMING; /* which reads again, strongly */
-    default: return result->found ? taken(lock) : not_first(lock, result);
+    default:
+      if (lock->limit) return place_known(lock, result, result->found);
+      return result->found ? taken(lock) : not_first(lock, result);
   }
 }
 
@@ -317,7 +349,7 @@ static enum kv_lock_phase next_phase(struct kv_lock *lock, enum kv_lock_event ev
       return event == LOCK_GIVE_UP || event == LOCK_CLOSE ? LOCK_FREE : LOCK_STAY;
     case LOCK_JOINING: case LOCK_LOOKING: case LOCK_WAITING: case LOCK_CLAIMING:
       if (event == LOCK_STEP_DONE) return after_queue_step(lock, outcome);
-      if (event == LOCK_PAUSE_OVER) return lock->phase;
+      if (event == LOCK_PAUSE_OVER) return lock->limit && lock->phase == LOCK_WAITING ? LOCK_CLAIMING : lock->phase;
       if (event == LOCK_LEASE_ENDED) return restart(lock);
       return event == LOCK_GIVE_UP || event == LOCK_CLOSE ? LOCK_LEAVING : LOCK_STAY;
     case LOCK_ANNOUNCING:
@@ -381,6 +413,7 @@ static void arrive_lost(struct kv_lock *lock, const char *reason) {
 
 static void arrive(struct kv_lock *lock, enum kv_lock_phase before, const struct kv_outcome *outcome) {
   bool held_before = before == LOCK_HELD || before == LOCK_SUSPENDED;
+  if (lock->limit && lock->phase != LOCK_WAITING && lock->phase != LOCK_CLAIMING) kv_semaphore_stop(lock);
   if (holds(lock)) {
     arrive_held(lock, held_before);
     return;
@@ -406,8 +439,6 @@ static void arrive(struct kv_lock *lock, enum kv_lock_phase before, const struct
   }
 }
 
-static void reap_later(struct kv_lock *lock);
-
 /* The phase's step begins now, or when the one in flight is out of the way. */
 static void change(struct kv_lock *lock, enum kv_lock_phase next, const struct kv_outcome *outcome) {
   enum kv_lock_phase before = lock->phase;
@@ -419,7 +450,7 @@ static void change(struct kv_lock *lock, enum kv_lock_phase next, const struct k
   if (begins || leaves) lock->not_before = 0; /* rests of something else */
   arrive(lock, before, outcome);
   if (lock->phase == LOCK_FREE || lock->phase == LOCK_LOST) {
-    reap_later(lock);
+    kv_lock_reap_later(lock);
     kv_recipes_settle(lock->recipes);
   }
   if (!lock->busy) {
@@ -527,6 +558,11 @@ static void leave(struct kv_lock *lock) {
   kv_lock_event(lock, LOCK_LEASE_ENDED, &outcome);
 }
 
+static void wait_for_those_ahead(struct kv_lock *lock) {
+  if (!lock->limit) start(lock, KV_QUEUE_WAIT, KV_NEVER);
+  else if (!kv_semaphore_wait(lock)) fail_acquire(lock, "out of memory");
+}
+
 static void act(struct kv_lock *lock) {
   if (lock->not_before > kv_now()) {
     kv_timer_set(&lock->pause, lock->not_before);
@@ -536,7 +572,7 @@ static void act(struct kv_lock *lock) {
     case LOCK_GRANTING: begin_lease(lock); break;
     case LOCK_JOINING: join(lock); break;
     case LOCK_LOOKING: start(lock, KV_QUEUE_AHEAD, acquire_deadline(lock)); break;
-    case LOCK_WAITING: start(lock, KV_QUEUE_WAIT, KV_NEVER); break;
+    case LOCK_WAITING: wait_for_those_ahead(lock); break;
     case LOCK_CLAIMING: start(lock, KV_QUEUE_CLAIM, acquire_deadline(lock)); break;
     case LOCK_ANNOUNCING: start_txn(lock, kv_election_announce_parts, acquire_deadline(lock)); break;
     case LOCK_RETRACTING: retract(lock); break;
@@ -571,7 +607,7 @@ static void step_done(struct kv_step *step, kv_code code, const char *message, s
   if (stale) act(lock);
   else kv_lock_event(lock, LOCK_STEP_DONE, &outcome);
   kv_place_release(&entry->pub);
-  reap_later(lock);
+  kv_lock_reap_later(lock);
 }
 
 /* ------------------------------------------------------------------ joining and leaving the reactor */
@@ -601,7 +637,7 @@ static void unlink_lock(struct kv_lock *lock) {
 }
 
 static bool at_rest(const struct kv_lock *lock) {
-  return (lock->phase == LOCK_FREE || lock->phase == LOCK_LOST) && !lock->busy;
+  return (lock->phase == LOCK_FREE || lock->phase == LOCK_LOST) && !lock->busy && !lock->waits;
 }
 
 static void reap(struct kv_task *task) {
@@ -615,9 +651,8 @@ static void reap(struct kv_task *task) {
   kv_lock_destroy(lock);
 }
 
-/* Without a handle, and with nothing to do, it goes: at the end of the turn, as it may be in use further up the
- * stack. */
-static void reap_later(struct kv_lock *lock) {
+/* Not at once: it may be in use further up the stack. */
+void kv_lock_reap_later(struct kv_lock *lock) {
   if (!lock->freed || (lock->recipes && !at_rest(lock))) return;
   lock->handle.task.run = reap;
   lock->handle.task.data = lock;
@@ -632,12 +667,13 @@ void kv_lock_orphan(struct kv_lock *lock) {
   } else if (lock->phase == LOCK_FREE) {
     drop_lease(lock);
   }
-  reap_later(lock);
+  kv_lock_reap_later(lock);
 }
 
 void kv_lock_destroy(struct kv_lock *lock) {
   struct kv_backend *backend = lock->backend;
   kv_store_release(lock->store);
+  kv_page_free(lock->nearest);
   pthread_mutex_destroy(&lock->guard);
   free((char *)(uintptr_t)lock->name.data);
   free(lock);
@@ -665,7 +701,10 @@ bool kv_locks_settled(const struct kv_recipes *recipes) {
 }
 
 void kv_locks_cancel(struct kv_recipes *recipes) {
-  for (struct kv_lock *lock = recipes->locks; lock; lock = lock->next) kv_step_cancel(&lock->step);
+  for (struct kv_lock *lock = recipes->locks; lock; lock = lock->next) {
+    kv_step_cancel(&lock->step);
+    kv_semaphore_stop(lock);
+  }
 }
 
 void kv_locks_detach(struct kv_recipes *recipes) {
@@ -678,6 +717,6 @@ void kv_locks_detach(struct kv_recipes *recipes) {
     lock->phase = LOCK_FREE;
     publish(lock);
     unlink_lock(lock);
-    reap_later(lock);
+    kv_lock_reap_later(lock);
   }
 }

@@ -1,6 +1,6 @@
 /*
  * lock.h - a lock handle and its machine, shared by lock.c (the machine, reactor thread), lock_handle.c (the functions
- * of kv.h, users' threads) and election.c (what elections add to both).
+ * of kv.h, users' threads), election.c and semaphore.c (what these add to both).
  */
 #ifndef KV_RECIPES_LOCK_H
 #define KV_RECIPES_LOCK_H
@@ -14,6 +14,16 @@ struct kv_entry {
   atomic_uint references;
   kv_slice leader;     /* an election: what its leader's key says, once the token is known */
   char text[];         /* name, room for a token, value */
+};
+
+/* A semaphore: a wait for one of those before us to go. */
+struct kv_wait {
+  struct kv_wait *next, **link; /* in lock->waits */
+  struct kv_lock *lock;
+  struct kv_entry *entry;       /* counted */
+  bool wanted, stopped;         /* by the last look; it is given up */
+  struct kv_step step;
+  struct kv_place place;        /* a copy of the entry's, with what is waited for in `ahead` */
 };
 
 #define KV_TOKEN_TEXT 16 /* bytes before the value in a leader's key: its token, in hex */
@@ -52,7 +62,7 @@ enum kv_lock_event {
 struct kv_outcome {
   kv_code code;
   const char *message;
-  const struct kv_result *result;
+  struct kv_result *result;
 };
 
 struct kv_lock {
@@ -66,6 +76,7 @@ struct kv_lock {
   kv_slice name, shown, value;
   kv_slice leader;             /* an election: the key that shows its leader. Else empty */
   const char *interop;         /* NULL, or the driver's name of a foreign layout */
+  uint32_t limit;              /* a semaphore: how many hold it. Else 0 */
   /* Any thread. */
   atomic_int state;               /* kv_lock_state */
   atomic_int_fast64_t deadline;   /* held until then; 0: not held */
@@ -90,6 +101,9 @@ struct kv_lock {
   struct kv_lease *lease;         /* counted */
   struct kv_step step;
   struct kv_part parts[2];        /* of a step that announces or retracts */
+  struct kv_page *nearest;        /* a semaphore: those before us, as JOIN or CLAIM told. Owned */
+  struct kv_wait *waits;          /* for some of them */
+  unsigned disagreements;         /* looks that found somebody with another limit */
   struct kv_timer pause;
   struct kv_asked acquire, release;
   struct kv_op *lost_waiters;
@@ -116,11 +130,22 @@ struct kv_lock_use {
 };
 struct kv_lock *kv_lock_make(kv_store *store, const kv_lock_options *options, const struct kv_lock_use *use,
                              kv_slice leader, kv_error *error);
+/* Without a handle, and with nothing to do, it goes: at the end of the turn. */
+void kv_lock_reap_later(struct kv_lock *lock);
 bool kv_lock_inherited(const struct kv_lock *lock);
 kv_code kv_lock_submit(struct kv_lock *lock, kv_queue *queue, const struct kv_recipe *recipe, kv_kind kind,
                        kv_slice value, double timeout, uint64_t tag, uint64_t *id, kv_error *error);
 double kv_lock_timeout(const struct kv_lock *lock, double timeout); /* the store's where none is given */
 extern const struct kv_recipe kv_lock_acquire_recipe, kv_lock_try_recipe, kv_lock_release_recipe;
+
+/* ------------------------------------------------------------------ semaphore.c */
+
+/* Take over the list of those before us from a result. The limit of one of them who knows another than we do; 0: all
+ * agree. */
+uint32_t kv_semaphore_look(struct kv_lock *lock, struct kv_result *result);
+/* Wait for some of them to go: LOCK_STEP_DONE comes when one has. False: out of memory. */
+bool kv_semaphore_wait(struct kv_lock *lock);
+void kv_semaphore_stop(struct kv_lock *lock); /* all waits, and forget the list */
 
 /* ------------------------------------------------------------------ election.c */
 

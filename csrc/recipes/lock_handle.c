@@ -146,7 +146,8 @@ static void free_handle(struct kv_handle *handle) {
 }
 
 void kv_lock_free(kv_lock *lock) {
-  if (!lock || kv_lock_inherited(lock)) return; /* what a child inherited is the parent's, its reactor's view of it included */
+  /* What a child inherited is the parent's, its reactor's view of it included. */
+  if (!lock || kv_lock_inherited(lock)) return;
   kv_handle_free(lock->backend, &lock->handle, free_handle);
 }
 
@@ -219,7 +220,8 @@ static void acquire_late(struct kv_timer *timer) {
   const char *lease_problem = lock->lease ? lock->lease->problem : "";
   const char *problem = lock->problem[0] ? lock->problem : lease_problem;
   bool in_line = lock->phase != LOCK_GRANTING && lock->phase != LOCK_JOINING;
-  if (!problem[0]) problem = in_line ? "somebody else holds it" : "no answer before the deadline";
+  const char *taken = lock->limit ? "others hold all of it" : "somebody else holds it";
+  if (!problem[0]) problem = in_line ? taken : "no answer before the deadline";
   kv_asked_answer(&lock->acquire, KV_TIMEOUT, "%s", problem);
   kv_lock_event(lock, LOCK_GIVE_UP, NULL);
 }
@@ -232,7 +234,7 @@ static void begin_acquire(struct kv_op *op, kv_lock *lock, bool try_once) {
   }
   kv_asked_take(&lock->acquire, op, acquire_late, lock);
   lock->try_once = try_once;
-  lock->restarts = lock->laps = 0;
+  lock->restarts = lock->laps = lock->disagreements = 0;
   lock->problem[0] = '\0';
   kv_lock_event(lock, LOCK_ACQUIRE, NULL);
 }
@@ -316,8 +318,8 @@ kv_code kv_lock_wait_lost(kv_lock *lock, kv_queue *queue, double timeout, uint64
 
 /* ------------------------------------------------------------------ who holds it */
 
-/* One question, on its own: it needs nothing of the machine, and may outlive the lock. Of an election it is the leader's
- * key that tells. */
+/* One question, on its own: it needs nothing of the machine, and may outlive the lock. Of an election it is the
+ * leader's key that tells. */
 struct kv_holder {
   struct kv_holder *next, **link; /* in recipes->holders */
   struct kv_recipes *recipes;
@@ -381,6 +383,7 @@ static void start_holder(struct kv_op *op, void *subject) {
   holder->shown_size = lock->shown.size;
   holder->place.name = (kv_slice){holder->text, lock->name.size};
   holder->place.interop = lock->interop;
+  holder->place.limit = lock->limit;
   holder->recipes = recipes;
   holder->op = op;
   op->data = holder;

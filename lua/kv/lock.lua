@@ -6,8 +6,16 @@ local scheduler = require("kv.scheduler")
 local NAME = "kv.lock"
 local Lock, meta = call.class(NAME)
 
+-- Semaphores are locks in all but their name and how many hold them.
+local SEMAPHORE = "kv.semaphore"
+local _, semaphore_meta = call.class(SEMAPHORE)
+semaphore_meta.__index = Lock
+
+-- The handles with these methods, and what messages call them.
+local WORDS = {[NAME] = "lock", [SEMAPHORE] = "semaphore"}
+
 -- The handles that are locks of the core.
-local IS_LOCK = {[NAME] = true, ["kv.election"] = true}
+local IS_LOCK = {[NAME] = true, [SEMAPHORE] = true, ["kv.election"] = true}
 
 local lock = {}
 
@@ -58,7 +66,7 @@ end
 -- @return the lock, now held (lock.token, lock.ttl tell of it), or nil, message, code: "timeout", "held" when this
 --   handle has it
 function Lock:acquire(timeout, extra)
-  if getmetatable(self) ~= NAME then call.wrong_self("lock:acquire") end
+  if not WORDS[getmetatable(self)] then call.wrong_self("lock:acquire") end
   if extra ~= nil then error("lock:acquire: too many arguments", 2) end
   local wrong = call.check_timeout("lock:acquire", timeout)
   if wrong then return nil, wrong, "invalid" end
@@ -72,7 +80,7 @@ end
 -- @tparam[opt] number timeout seconds for the answer; the store's without it
 -- @return true, or nil, message, code: "not_held", "lost"
 function Lock:release(timeout, extra)
-  if getmetatable(self) ~= NAME then call.wrong_self("lock:release") end
+  if not WORDS[getmetatable(self)] then call.wrong_self("lock:release") end
   if extra ~= nil then error("lock:release: too many arguments", 2) end
   local wrong = call.check_timeout("lock:release", timeout)
   if wrong then return nil, wrong, "invalid" end
@@ -85,13 +93,13 @@ end
 --- Is it ours, by the local deadline? No I/O.
 -- @treturn boolean
 function Lock:held()
-  if getmetatable(self) ~= NAME then call.wrong_self("lock:held") end
+  if not WORDS[getmetatable(self)] then call.wrong_self("lock:held") end
   return core.lock_held(self._lock)
 end
 
 --- @treturn string "free", "waiting", "held", "suspended" (renewal fails, the deadline lies ahead) or "lost"
 function Lock:state()
-  if getmetatable(self) ~= NAME then call.wrong_self("lock:state") end
+  if not WORDS[getmetatable(self)] then call.wrong_self("lock:state") end
   return core.lock_state(self._lock)
 end
 
@@ -99,7 +107,7 @@ end
 -- @tparam[opt] number timeout seconds; without it as long as it takes
 -- @return the reason; or nil, message, code: "timeout" (still held), "not_held" (also after one's own release)
 function Lock:wait_lost(timeout, extra)
-  if getmetatable(self) ~= NAME then call.wrong_self("lock:wait_lost") end
+  if not WORDS[getmetatable(self)] then call.wrong_self("lock:wait_lost") end
   if extra ~= nil then error("lock:wait_lost: too many arguments", 2) end
   local wrong = call.check_timeout("lock:wait_lost", timeout)
   if wrong then return nil, wrong, "invalid" end
@@ -118,7 +126,7 @@ end
 -- @tparam[opt] number timeout seconds; the store's without it
 -- @return {value=, token=}, or nil when nobody does, or nil, message, code
 function Lock:holder(timeout, extra)
-  if getmetatable(self) ~= NAME then call.wrong_self("lock:holder") end
+  if not WORDS[getmetatable(self)] then call.wrong_self("lock:holder") end
   if extra ~= nil then error("lock:holder: too many arguments", 2) end
   local wrong = call.check_timeout("lock:holder", timeout)
   if wrong then return nil, wrong, "invalid" end
@@ -145,8 +153,10 @@ function meta.__close(self)
 end
 
 function meta.__tostring(self)
-  return ('kv.lock "%s" (%s)'):format(self._name, core.lock_state(self._lock))
+  return ('%s "%s" (%s)'):format(getmetatable(self), self._name, core.lock_state(self._lock))
 end
+
+semaphore_meta.__close, semaphore_meta.__tostring = meta.__close, meta.__tostring
 
 --- A lock of a store, with checked options; nil, message, code.
 function lock.new(store, name, opts)
@@ -155,6 +165,16 @@ function lock.new(store, name, opts)
   if not handle then return nil, message, code end
   local self = {_lock = handle, _owner = store, _name = name, _timeout = opts.timeout, ttl = core.lock_ttl(handle)}
   return setmetatable(self, meta)
+end
+
+--- A semaphore of a store, with checked options; nil, message, code.
+function lock.semaphore(store, name, limit, opts)
+  opts = opts or {}
+  local handle, message, code = core.semaphore_new(store._store, name, limit, opts.ttl or -1, opts.value or "")
+  if not handle then return nil, message, code end
+  local self = {_lock = handle, _owner = store, _name = name, _timeout = opts.timeout, limit = limit,
+    ttl = core.lock_ttl(handle)}
+  return setmetatable(self, semaphore_meta)
 end
 
 -- After the function: let go, and say so if the lock was gone before it had ended.
@@ -179,7 +199,7 @@ function lock.with(store, name, opts, fn, ...)
   return leave(self, scheduler.pcall(fn, self, ...))
 end
 
---- The core's handle of a lock or election, or nil when `value` is none.
+--- The core's handle of a lock, semaphore or election, or nil when `value` is none.
 function lock.handle(value)
   if IS_LOCK[getmetatable(value)] then return value._lock end
 end

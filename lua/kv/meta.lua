@@ -84,7 +84,8 @@
 ---@field prev? boolean give on_change the value before; default false
 
 ---What store:supports() knows of.
----@alias kv.capability "txn"|"ttl"|"lock"|"election"|"lease"|"watch"|"resume"|"every_version"|"paging"|"nested"
+---@alias kv.capability "txn"|"ttl"|"lock"|"semaphore"|"election"|"lease"|"watch"|"resume"|"every_version"|"paging"
+---| "nested"
 ---| "interop"
 ---| "interop_order"
 
@@ -94,6 +95,11 @@
 ---@field timeout? number seconds that acquire() waits; default: for ever
 ---Whose lock to share: the name is then the backend's own, without the store's prefix (docs/locks.md); default false
 ---@field interop? "etcd"|"consul"|"kazoo"|"curator"|false
+
+---@class kv.semaphore_options
+---@field ttl? number seconds; default: the store's session_ttl
+---@field value? string shown to others
+---@field timeout? number seconds that acquire() waits; default: for ever
 
 ---@class kv.election_options
 ---@field ttl? number seconds; default: the store's session_ttl
@@ -375,13 +381,13 @@ function Store:with_lock(name, opts, fn, ...) end
 ---@return kv.code? code "unsupported" where there are no transactions
 function Store:election(name, opts) end
 
----Not there in this version.
+---A semaphore, not yet held: a lock with `limit` holders, in a name space of its own.
 ---@param name string
----@param limit integer
----@param opts? table
----@return nil
----@return string message
----@return kv.code code "unsupported"
+---@param limit integer 1 to 1000, the same for all who use the name: acquire() is "invalid" behind one who says another
+---@param opts? kv.semaphore_options
+---@return kv.semaphore? semaphore
+---@return string? message
+---@return kv.code? code
 function Store:semaphore(name, limit, opts) end
 
 ---Reach the server.
@@ -547,6 +553,10 @@ function Lock:wait_lost(timeout) end
 ---@return kv.code? code
 function Lock:holder(timeout) end
 
+---All methods of a lock; holder() is the one who has held longest.
+---@class kv.semaphore: kv.lock
+---@field limit integer how many hold it at most
+
 ---A lock that everybody can see: who holds it is the leader.
 ---@class kv.election
 ---@field token? integer fencing token of the present or last time it led: larger for every later leader
@@ -650,7 +660,7 @@ function Txn:check(key, previous) end
 function Txn:check_absent(key) end
 
 ---Commit only while this lock is held with its present token.
----@param lock kv.lock|kv.election
+---@param lock kv.lock|kv.semaphore|kv.election
 ---@return kv.txn
 function Txn:guard(lock) end
 

@@ -108,6 +108,7 @@ options.specs = {
   watch = {initial = "boolean", after = "revision", values = "boolean", prev = "boolean"},
   mirror = {prev = "boolean"},
   lock = {ttl = "positive", value = "string", timeout = "seconds", interop = "interop"},
+  semaphore = {ttl = "positive", value = "string", timeout = "seconds"},
   election = {ttl = "positive", timeout = "seconds"},
   txn_put = {ttl = "positive", keep_alive = "boolean", lease = "lease"},
   tls = {ca = "string", cert = "string", key = "string", verify = "boolean", server_name = "string"},

@@ -479,12 +479,22 @@ function Store:election(name, opts, extra)
   return election.new(self, name, opts)
 end
 
---- Not there in this version.
--- @return nil, message, "unsupported"
-function Store:semaphore(name)
+--- A semaphore, not yet held: a lock with `limit` holders.
+-- @tparam string name
+-- @tparam integer limit the same for all who use the name
+-- @tparam[opt] table opts ttl (seconds, default session_ttl), value (shown to others), timeout (of acquire)
+-- @treturn[1] kv.semaphore
+-- @return[2] nil, message, code
+function Store:semaphore(name, limit, opts, extra)
   if getmetatable(self) ~= NAME then wrong_self("store:semaphore") end
-  wrong_key("store:semaphore", name)
-  return nil, ('store:semaphore "%s": semaphores are not there in this version'):format(name), "unsupported"
+  wrong_key("store:semaphore", name, extra)
+  if type(limit) ~= "number" then
+    error(("store:semaphore: the limit must be a number, got %s"):format(type(limit)), 2)
+  end
+  local wrong = options.check("store:semaphore", specs.semaphore, opts)
+  if not wrong and limit % 1 ~= 0 then wrong = "store:semaphore: the limit must be an integer" end
+  if wrong then return nil, wrong, "invalid" end
+  return lock.semaphore(self, name, limit, opts)
 end
 
 -- ------------------------------------------------------------------ the store itself
@@ -515,8 +525,8 @@ function Store:info()
   return info
 end
 
---- Can this backend do it? "txn", "ttl", "lock", "election", "lease", "watch", "resume", "every_version", "paging",
--- "nested" (a key may have keys below it).
+--- Can this backend do it? "txn", "ttl", "lock", "semaphore", "election", "lease", "watch", "resume", "every_version",
+-- "paging", "nested" (a key may have keys below it).
 -- @tparam string name
 -- @treturn boolean
 function Store:supports(name, extra)

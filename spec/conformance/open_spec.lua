@@ -127,7 +127,8 @@ describe("open", function()
     assert.equal("string", type(info.endpoint))
     assert.equal("table", type(info.capabilities))
     assert.is_truthy(tostring(t.store):find("kv", 1, true) or tostring(t.store):find(t.backend, 1, true))
-    for _, name in ipairs{"txn", "ttl", "lock", "lease", "watch", "resume", "every_version", "paging"} do
+    for _, name in ipairs{"txn", "ttl", "lock", "semaphore", "election", "lease", "watch", "resume", "every_version",
+      "paging"} do
       assert.equal("boolean", type(t.store:supports(name)))
     end
     assert.is_false(t.store:supports("nothing like that"))

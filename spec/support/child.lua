@@ -40,6 +40,12 @@ function commands.lock(name, ttl, timeout, value, interop)
   if not got then return show(nil, message, code) end
   return ("held %d"):format(lock.token)
 end
+function commands.enter(name, limit, ttl, timeout)
+  lock = assert(store:semaphore(name, tonumber(limit), {ttl = tonumber(ttl)}))
+  local got, message, code = lock:acquire(tonumber(timeout))
+  if not got then return show(nil, message, code) end
+  return ("held %d"):format(lock.token)
+end
 function commands.release() return show(lock:release()) end
 
 --- Writes only while the lock is held, as the server sees it: the revision.

@@ -91,6 +91,8 @@ describe("every method", function()
       function() store:with_lock(1, {}, print) end,
       function() store:election() end,
       function() store:semaphore({}) end,
+      function() store:semaphore("pool") end,
+      function() store:semaphore("pool", "3") end,
       function() store:ping("x") end,
       function() store:supports() end,
       function() store:sub() end,
@@ -287,7 +289,7 @@ end)
 describe("what is not built yet", function()
   it("is unsupported, politely", function()
     for _, call in ipairs{
-      function() return store:semaphore("pool", 3) end,
+      function() return store:lock("door", {interop = "etcd"}) end,
     } do
       local value, message, code = call()
       assert.is_nil(value)

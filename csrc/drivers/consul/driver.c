@@ -167,8 +167,8 @@ const struct kv_driver kv_driver_consul = {
   .abi = KV_DRIVER_ABI,
   .name = "consul",
   .schemes = schemes,
-  .capabilities = KV_CAN_MOVE_PLAIN | KV_CAN_TXN | KV_CAN_TTL | KV_CAN_LOCK | KV_CAN_LEASE | KV_CAN_WATCH |
-                  KV_CAN_SNAPSHOT | KV_CAN_INTEROP | KV_CAN_NESTED,
+  .capabilities = KV_CAN_MOVE_PLAIN | KV_CAN_TXN | KV_CAN_TTL | KV_CAN_LOCK | KV_CAN_SEMAPHORE | KV_CAN_LEASE |
+                  KV_CAN_WATCH | KV_CAN_SNAPSHOT | KV_CAN_INTEROP | KV_CAN_NESTED,
   .limits = {.value_max = CONSUL_VALUE_MAX},
   .interop = interop,
   .attach = attach,

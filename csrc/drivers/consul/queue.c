@@ -16,11 +16,14 @@
  * it turns out that somebody stands before us in line, the key is given back before anybody hears of it. Leaving
  * deletes key and ticket, so that nothing is locked when the session is destroyed, which would start the lock-delay.
  *
+ * A semaphore has the tickets alone: the first `limit` of them hold, and the CreateIndex is the token.
+ *
  * The foreign layout ("consul": consul lock, and its Go API) has no tickets: NAME is the key, and all who wait watch
  * it. A key that is none of a lock's, by its flags, is left alone: it is locked together with a check that it is as it
  * was read, or not there. Leaving deletes it here too, so that nothing is left behind; others take what is not there.
  */
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "consul.h"
@@ -54,20 +57,24 @@ static void queue_base(const struct kv_place *place, struct consul_lock_key *out
   append(out, "/", 1);
 }
 
+static void ticket_key(const struct kv_place *place, const char *id, struct consul_lock_key *out) {
+  queue_base(place, out);
+  append(out, "q/", 2);
+  append(out, id, strlen(id));
+}
+
 void consul_lock_key(const struct kv_place *place, struct consul_lock_key *out) {
   out->size = 0;
+  if (place->limit) {
+    ticket_key(place, place->id, out);
+    return;
+  }
   if (place->interop) {
     append(out, place->name.data, place->name.size);
     return;
   }
   queue_base(place, out);
   append(out, "lock", 4);
-}
-
-static void ticket_key(const struct kv_place *place, const char *id, struct consul_lock_key *out) {
-  queue_base(place, out);
-  append(out, "q/", 2);
-  append(out, id, strlen(id));
 }
 
 static kv_slice slice(const struct consul_lock_key *key) {
@@ -86,10 +93,13 @@ static void begin_txn(struct consul_call *call) {
 
 static void lock_ticket(struct consul_call *call) {
   struct consul_lock_key ticket;
+  kv_slice shown = {NULL, 0};
+  if (call->op->place->limit) shown = call->op->place->value;
   ticket_key(call->op->place, call->op->place->id, &ticket);
   consul_verb(call, &(struct consul_verb){.verb = "lock",
                                           .key = slice(&ticket),
                                           .has_value = true,
+                                          .value = shown,
                                           .flags = consul_flags(),
                                           .has_session = true,
                                           .session = session(call)});
@@ -220,6 +230,120 @@ static bool taken(struct consul_call *call, const struct json *answer) {
   op->result.found = op->kind == KV_QUEUE_CLAIM;
   consul_finish(call, KV_OK, NULL);
   return true;
+}
+
+/* ------------------------------------------------------------------ a semaphore: its line */
+
+struct consul_ticket {
+  uint64_t created;
+  kv_slice id;
+};
+
+static int nearest_first(const void *a, const void *b) {
+  uint64_t one = ((const struct consul_ticket *)a)->created, other = ((const struct consul_ticket *)b)->created;
+  return one < other ? 1 : one > other ? -1 : 0;
+}
+
+/* Tell the nearest before the ticket that was made at `mine`, as many as may hold it; sets result.found. False: out of
+ * memory. */
+static bool tell_nearest(struct consul_call *call, const struct json *results, uint64_t mine, uint64_t index) {
+  struct kv_op *op = call->op;
+  size_t count = 0, limit = op->place->limit;
+  struct consul_lock_key queue;
+  struct consul_pair pair;
+  struct consul_ticket *before = calloc(json_count(results) + 1, sizeof *before);
+  if (!before) return false;
+  ticket_key(op->place, "", &queue);
+  for (size_t i = 0; i < json_count(results); i++) {
+    if (!consul_read_pair(json_member(json_item(results, i), "KV"), NULL, &pair)) continue;
+    bool is_ticket = pair.key.size > queue.size && memcmp(pair.key.data, queue.data, queue.size) == 0;
+    if (!is_ticket || !pair.session[0] || pair.created >= mine) continue;
+    before[count++] = (struct consul_ticket){pair.created, {pair.key.data + queue.size, pair.key.size - queue.size}};
+  }
+  qsort(before, count, sizeof *before, nearest_first);
+  bool good = true;
+  for (size_t i = 0; i < count && i < limit && good; i++)
+    good = kv_consul->pair(op, before[i].id, before[i].id, index, 1, false);
+  free(before);
+  op->result.found = (count >= limit) != (op->kind == KV_QUEUE_CLAIM);
+  return good;
+}
+
+/* The transaction is done: our ticket is there, and the whole line was read behind it. */
+static void line_told(struct consul_call *call) {
+  struct kv_op *op = call->op;
+  struct json *answer = consul_txn_answer(call);
+  struct consul_lock_key ticket;
+  struct consul_pair pair;
+  kv_slice what = {NULL, 0};
+  char shown[160];
+  if (!answer) return;
+  ticket_key(op->place, op->place->id, &ticket);
+  if (call->http.status == 409) {
+    bool told = consul_txn_error(answer, 0, &what);
+    if (refused_for_good(call, answer, what)) told = false;
+    else if (op->kind == KV_QUEUE_CLAIM) consul_finish(call, KV_LOST, "our entry in the queue is gone");
+    else consul_finish(call, KV_FAILED, "%s", told ? consul_shown(what, shown, sizeof shown) : "refused");
+  } else if (!consul_txn_result(answer, slice(&ticket), NULL, &pair)) {
+    consul_garbled(call);
+  } else if (!tell_nearest(call, json_member(answer, "Results"), pair.created, pair.revision)) {
+    consul_no_memory(call);
+  } else {
+    op->place->token = pair.created;
+    op->result.answered_ahead = true;
+    consul_finish(call, KV_OK, NULL);
+  }
+  json_free(answer);
+}
+
+static void join_many(struct consul_call *call) {
+  begin_txn(call);
+  lock_ticket(call);
+  get_queue(call);
+  consul_send_txn(call, true, line_told);
+}
+
+static void claim_one_of(struct consul_call *call) {
+  struct consul_lock_key ticket;
+  ticket_key(call->op->place, call->op->place->id, &ticket);
+  begin_txn(call);
+  check_ours(call, &ticket);
+  get_queue(call);
+  consul_send_txn(call, true, line_told);
+}
+
+static void first_told(struct consul_call *call) {
+  struct json *answer = call->http.status == 200 ? json_read(call->http.answer) : NULL;
+  struct consul_pair pair, first = {.created = 0};
+  struct kv_buffer value;
+  size_t at = 0;
+  if (call->http.status != 200 && call->http.status != 404) {
+    consul_refuse(call);
+    return;
+  }
+  for (size_t i = 0; i < json_count(answer); i++) {
+    if (!consul_read_pair(json_item(answer, i), NULL, &pair) || !pair.session[0]) continue;
+    if (first.created && first.created <= pair.created) continue;
+    first = pair;
+    at = i;
+  }
+  kv_buffer_init(&value, CONSUL_ELEMENT_MAX);
+  bool good = !first.created || (consul_read_pair(json_item(answer, at), &value, &first) &&
+                                 kv_consul->pair(call->op, call->op->place->name, first.value, first.created,
+                                                 first.created, false));
+  kv_buffer_free(&value);
+  json_free(answer);
+  if (good) consul_finish(call, KV_OK, NULL);
+  else consul_no_memory(call);
+}
+
+static void read_first(struct consul_call *call) {
+  struct consul_lock_key queue;
+  ticket_key(call->op->place, "", &queue);
+  consul_path(call, "/v1/kv/", slice(&queue), "");
+  consul_query(call, "recurse");
+  consul_query(call, "consistent");
+  consul_send(call, "GET", false, first_told);
 }
 
 /* ------------------------------------------------------------------ join */
@@ -448,7 +572,7 @@ static void left(struct consul_call *call) {
   kv_slice what;
   if (!answer) return;
   unsigned parts = call->rounds, there = parts;
-  unsigned telling = op->place->token || op->place->interop ? PART_REAL : PART_TICKET;
+  unsigned telling = (op->place->token && !op->place->limit) || op->place->interop ? PART_REAL : PART_TICKET;
   if (call->http.status == 409) {
     if (consul_txn_error(answer, 0, &what)) there &= parts & PART_REAL ? ~(unsigned)PART_REAL : ~(unsigned)PART_TICKET;
     if (parts == (PART_REAL | PART_TICKET) && consul_txn_error(answer, 2, &what)) there &= ~(unsigned)PART_TICKET;
@@ -501,7 +625,8 @@ static void proved(struct consul_call *call) {
   const struct kv_place *place = call->op->place;
   struct consul_pair pair;
   if (!key_answer(call, NULL, &pair)) return;
-  bool stands = strcmp(pair.session, session(call)) == 0 && (!place->token || pair.revision == place->token);
+  bool same = !place->token || place->limit || pair.revision == place->token;
+  bool stands = same && strcmp(pair.session, session(call)) == 0;
   if (stands)
     consul_finish(call, KV_OK, NULL);
   else
@@ -563,11 +688,11 @@ void consul_queue_step(struct consul *consul, struct kv_op *op) {
     return;
   }
   switch (op->kind) {
-    case KV_QUEUE_JOIN: join(call); break;
+    case KV_QUEUE_JOIN: (op->place->limit ? join_many : join)(call); break;
     case KV_QUEUE_AHEAD: read_queue(call); break;
-    case KV_QUEUE_CLAIM: claim(call); break;
-    case KV_QUEUE_LEAVE: leave_parts(call, PART_REAL | PART_TICKET); break;
-    case KV_QUEUE_HEAD: read_real(call, head_told); break;
+    case KV_QUEUE_CLAIM: (op->place->limit ? claim_one_of : claim)(call); break;
+    case KV_QUEUE_LEAVE: leave_parts(call, op->place->limit ? PART_TICKET : PART_REAL | PART_TICKET); break;
+    case KV_QUEUE_HEAD: op->place->limit ? read_first(call) : read_real(call, head_told); break;
     default: wait_for(call); break;
   }
 }

@@ -231,8 +231,12 @@ static void add_part(struct consul_call *call, size_t index) {
       break;
     case KV_PART_GUARD: /* the token is the index at which the lock's key became ours: any change of it makes another */
       consul_lock_key(part->place, &lock);
-      consul_verb(call, &(struct consul_verb){.verb = "check-index", .key = {lock.data, lock.size}, .has_index = true,
-                                              .index = part->place->token});
+      if (part->place->limit) /* a ticket of this name is ours, as long as our session has it */
+        consul_verb(call, &(struct consul_verb){.verb = "check-session", .key = {lock.data, lock.size},
+                                                .has_session = true, .session = part->place->lease->text});
+      else
+        consul_verb(call, &(struct consul_verb){.verb = "check-index", .key = {lock.data, lock.size},
+                                                .has_index = true, .index = part->place->token});
       note(wrote, ROLE_CHECK, index);
       break;
     case KV_PART_PUT: add_put(call, index); break;

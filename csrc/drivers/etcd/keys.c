@@ -77,7 +77,8 @@ void etcd_lock_key(const struct kv_place *place, struct etcd_lock_key *out) {
   }
   out->data[out->size++] = '/';
   out->prefix = out->size;
-  if (place->lease) out->size += (size_t)snprintf(out->data + out->size, 20, "%" PRIx64, place->lease->id);
+  if (place->limit) out->size += (size_t)snprintf(out->data + out->size, sizeof place->id, "%s", place->id);
+  else if (place->lease) out->size += (size_t)snprintf(out->data + out->size, 20, "%" PRIx64, place->lease->id);
 }
 
 void etcd_lock_end(const struct etcd_lock_key *key, struct etcd_lock_key *out) {

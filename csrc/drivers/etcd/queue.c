@@ -50,6 +50,93 @@ static struct etcd_range first_of(const struct etcd_lock_key *key, struct etcd_l
     .key = prefix(key), .end = prefix(end), .limit = 1, .by_create = ETCD_ASCENDING, .keys_only = true};
 }
 
+/* ------------------------------------------------------------------ a semaphore: join and claim */
+
+/* The nearest before us, as many as may hold it. */
+static void write_nearest(const struct kv_place *place, bool with_ours, struct pb_writer *out) {
+  struct etcd_lock_key key, end;
+  etcd_lock_key(place, &key);
+  struct etcd_range before = first_of(&key, &end);
+  before.by_create = ETCD_DESCENDING;
+  before.limit = place->limit + (with_ours ? 1 : 0);
+  before.max_create = with_ours ? 0 : place->token - 1;
+  etcd_write_range_in(out, ETCD_THEN, &before);
+}
+
+struct nearest {
+  struct etcd_call *call;
+  struct etcd_lock_key key;
+  uint64_t token, from;
+  uint32_t count;
+};
+
+static bool take_nearest(void *context, const struct etcd_pair *pair) {
+  struct nearest *nearest = context;
+  const struct etcd_lock_key *key = &nearest->key;
+  if (pair->created == nearest->token) return true; /* ourselves */
+  if (pair->key.size <= key->prefix || memcmp(pair->key.data, key->data, key->prefix) != 0) return false;
+  kv_slice name = {pair->key.data + key->prefix, pair->key.size - key->prefix};
+  nearest->count++;
+  if (!kv_etcd->pair(nearest->call->op, name, name, nearest->from, 1, false)) nearest->call->failure = KV_FAILED;
+  return true;
+}
+
+/* Whom the range at `index` tells. False: malformed. */
+static bool read_nearest(struct etcd_call *call, const struct etcd_txn_reply *reply, size_t index) {
+  struct kv_op *op = call->op;
+  struct etcd_range_reply range;
+  struct nearest nearest = {.call = call, .token = op->place->token, .from = reply->header.revision + 1};
+  etcd_lock_key(op->place, &nearest.key);
+  if (index >= reply->count || reply->parts[index].kind != ETCD_PART_RANGE ||
+      !etcd_read_range(reply->parts[index].message, &range, take_nearest, &nearest))
+    return false;
+  bool full = nearest.count >= op->place->limit;
+  op->result.found = full != (op->kind == KV_QUEUE_CLAIM);
+  return true;
+}
+
+static void encode_join_many(struct etcd_call *call, struct pb_writer *out) {
+  const struct kv_place *place = call->op->place;
+  struct etcd_lock_key key;
+  etcd_lock_key(place, &key);
+  compare_entry(out, &key, 0);
+  etcd_write_put_in(out, ETCD_THEN,
+                    &(struct etcd_put){.key = whole(&key), .value = place->value, .lease = place->lease->id});
+  write_nearest(place, true, out);
+  etcd_write_range_in(out, ETCD_ELSE, &(struct etcd_range){.key = whole(&key), .keys_only = true});
+}
+
+/* An entry that was there already leaves the question to a claim. */
+static bool decode_join_many(struct etcd_call *call, kv_slice message) {
+  struct kv_place *place = call->op->place;
+  struct etcd_txn_reply reply;
+  struct etcd_pair mine = {.created = 0};
+  if (!etcd_read_txn(message, &reply)) return false;
+  if (!reply.succeeded) {
+    if (!part_pair(&reply, 0, &mine) || !mine.created) return false;
+    place->token = mine.created;
+    return true;
+  }
+  place->token = reply.header.revision;
+  call->op->result.answered_ahead = true;
+  return read_nearest(call, &reply, 1);
+}
+
+static void encode_claim_one_of(struct etcd_call *call, struct pb_writer *out) {
+  struct etcd_lock_key key;
+  etcd_lock_key(call->op->place, &key);
+  compare_entry(out, &key, call->op->place->token);
+  write_nearest(call->op->place, false, out);
+}
+
+static bool decode_claim_one_of(struct etcd_call *call, kv_slice message) {
+  struct etcd_txn_reply reply;
+  if (!etcd_read_txn(message, &reply)) return false;
+  if (reply.succeeded) return read_nearest(call, &reply, 0);
+  call->failure = KV_LOST;
+  return true;
+}
+
 /* ------------------------------------------------------------------ join */
 
 static void encode_join(struct etcd_call *call, struct pb_writer *out) {
@@ -93,6 +180,12 @@ static void done(struct etcd_call *call) {
 
 static const struct etcd_exchange join = {
   .path = "/etcdserverpb.KV/Txn", .write = true, .encode = encode_join, .decode = decode_join, .done = done};
+
+static const struct etcd_exchange join_many = {
+  .path = "/etcdserverpb.KV/Txn", .write = true, .encode = encode_join_many, .decode = decode_join_many, .done = done};
+
+static const struct etcd_exchange claim_one_of = {
+  .path = "/etcdserverpb.KV/Txn", .encode = encode_claim_one_of, .decode = decode_claim_one_of, .done = done};
 
 /* ------------------------------------------------------------------ ahead */
 
@@ -244,9 +337,9 @@ void etcd_queue_prove(struct etcd_call *call) {
 void etcd_queue_step(struct etcd *etcd, struct kv_op *op) {
   const struct etcd_exchange *exchange;
   switch (op->kind) {
-    case KV_QUEUE_JOIN: exchange = &join; break;
+    case KV_QUEUE_JOIN: exchange = op->place->limit ? &join_many : &join; break;
     case KV_QUEUE_AHEAD: exchange = &ahead; break;
-    case KV_QUEUE_CLAIM: exchange = &claim; break;
+    case KV_QUEUE_CLAIM: exchange = op->place->limit ? &claim_one_of : &claim; break;
     case KV_QUEUE_LEAVE: exchange = &leave; break;
     case KV_QUEUE_HEAD: exchange = &head; break;
     default: etcd_watch_place(etcd, op); return;

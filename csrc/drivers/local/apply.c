@@ -330,13 +330,14 @@ static int delete_tree(struct kv_local_batch *batch, struct kv_local_item *item)
   rc = mdb_cursor_open(batch->txn, batch->env->dbi, &cursor);
   size_t prefix = from.size;
   while (!rc && !(rc = next_key(cursor, &from, prefix, &key, &record))) {
-    if (prefix == 1 && kv_local_of_library((kv_slice){(const char *)key.bytes + 1, key.size - 1})) { /* the library's own area is nobody's */
+    kv_slice name = {(const char *)key.bytes + 1, key.size - 1};
+    if (prefix == 1 && kv_local_of_library(name)) {
       kv_local_key_data(&from, (kv_slice){LOCAL_BEHIND_OWN, sizeof LOCAL_BEHIND_OWN - 1});
       continue;
     }
     if (!found) kv_local_next_revision(batch);
     found = true;
-    rc = kv_local_remove(batch, (kv_slice){(const char *)key.bytes + 1, key.size - 1}, &record);
+    rc = kv_local_remove(batch, name, &record);
   }
   if (cursor) mdb_cursor_close(cursor);
   item->result.found = found;

@@ -350,8 +350,8 @@ const struct kv_driver kv_driver_local = {
   .abi = KV_DRIVER_ABI,
   .name = "local",
   .schemes = schemes,
-  .capabilities = KV_CAN_MOVE | KV_CAN_TXN | KV_CAN_TTL | KV_CAN_LOCK | KV_CAN_LEASE | KV_CAN_WATCH | KV_CAN_RESUME |
-                  KV_CAN_NESTED | KV_CAN_EVERY_VERSION | KV_CAN_PAGING | KV_CAN_ANY_THREAD,
+  .capabilities = KV_CAN_MOVE | KV_CAN_TXN | KV_CAN_TTL | KV_CAN_LOCK | KV_CAN_SEMAPHORE | KV_CAN_LEASE | KV_CAN_WATCH |
+                  KV_CAN_RESUME | KV_CAN_NESTED | KV_CAN_EVERY_VERSION | KV_CAN_PAGING | KV_CAN_ANY_THREAD,
   .limits = {.value_max = LOCAL_VALUE_MAX},
   .attach = attach,
   .create = create,

@@ -117,9 +117,36 @@ static int find_ahead(struct kv_local_batch *batch, const struct kv_local_key *o
   }
 }
 
+/* Of a semaphore: the nearest places before `own`, as many as may hold it. */
+static int answer_nearest(struct kv_local_batch *batch, struct kv_local_item *item, const struct kv_local_key *own) {
+  struct kv_place *place = item->op->place;
+  struct kv_local_key at = *own;
+  struct kv_local_place entry;
+  char ticket[LOCAL_ORDER_TEXT];
+  uint64_t order;
+  uint32_t count = 0;
+  bool found;
+  int rc = 0;
+  while (!rc && count < place->limit && !(rc = find_ahead(batch, &at, &order)) && order) {
+    kv_local_key_place(&at, place->name, order);
+    rc = read_place(batch, &at, &entry, &found);
+    if (rc) return rc;
+    kv_local_order_text(ticket, order);
+    kv_slice id = {entry.id, strnlen(entry.id, sizeof entry.id)};
+    if (!kv_local_host->pair(item->op, (kv_slice){ticket, strlen(ticket)}, id, order, 1, false))
+      return kv_local_refuse(item, KV_FAILED, "out of memory");
+    count++;
+  }
+  if (rc) return rc;
+  item->result.found = (count < place->limit) == (item->op->kind == KV_QUEUE_CLAIM);
+  place->token = kv_local_number(own->bytes + own->size - 8);
+  return 0;
+}
+
 static int answer_ahead(struct kv_local_batch *batch, struct kv_local_item *item, const struct kv_local_key *own) {
   struct kv_place *place = item->op->place;
   uint64_t order;
+  if (place->limit) return answer_nearest(batch, item, own);
   int rc = find_ahead(batch, own, &order);
   if (rc) return rc;
   if (item->op->kind == KV_QUEUE_CLAIM) {

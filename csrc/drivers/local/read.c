@@ -267,7 +267,8 @@ static kv_code list_one(struct listing *listing, int *rc, kv_error *error) {
   struct kv_local_record record;
   struct kv_op *op = listing->op;
   if (!kv_local_record_read(&listing->value, &record)) return fail_damaged(error);
-  if (listing->prefix.size == 1 && kv_local_of_library((kv_slice){(const char *)listing->key.mv_data + 1, listing->key.mv_size - 1})) { /* the library's own area is not listed */
+  kv_slice name = {(const char *)listing->key.mv_data + 1, listing->key.mv_size - 1};
+  if (listing->prefix.size == 1 && kv_local_of_library(name)) {
     struct kv_local_key behind;
     kv_local_key_data(&behind, (kv_slice){LOCAL_BEHIND_OWN, sizeof LOCAL_BEHIND_OWN - 1});
     *rc = seek(listing, &behind);
@@ -285,8 +286,7 @@ static kv_code list_one(struct listing *listing, int *rc, kv_error *error) {
       if (slash) return list_directory(listing, (size_t)(slash - bytes), rc, error);
     }
     if (op->flags & KV_KEYS_ONLY) record.value.size = 0;
-    if (!kv_local_host->pair(op, (kv_slice){bytes + 1, listing->key.mv_size - 1}, record.value, record.revision,
-                             record.created, false))
+    if (!kv_local_host->pair(op, name, record.value, record.revision, record.created, false))
       return fail_memory(error);
     listing->count++;
   }
@@ -418,7 +418,7 @@ static bool look_ahead(struct kv_local_moment *moment, MDB_cursor *cursor, struc
   struct kv_local_place entry;
   uint64_t order;
   bool found;
-  if (!*place->ticket || find_own(cursor, place, &name, &entry, &found)) return false;
+  if (!*place->ticket || place->limit || find_own(cursor, place, &name, &entry, &found)) return false;
   if (!found || !kv_local_place_alive(moment, &entry)) {
     *code = KV_LOST;
     return true;

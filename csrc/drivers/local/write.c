@@ -347,7 +347,7 @@ static void answer(struct kv_local_item *item) {
   bool found = op->result.found;
   op->result = item->result;
   op->result.page = page; /* QUEUE_HEAD has put its pair there */
-  if (found) op->result.found = true;
+  if (found && op->kind == KV_QUEUE_HEAD) op->result.found = true;
   if (op->kind == KV_TXN && item->code == KV_OK) answer_txn(item);
   if (item->code == KV_OK) count_bytes(op);
   kv_local_finish(op, item->code, item->text);

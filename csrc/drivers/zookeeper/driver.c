@@ -113,8 +113,8 @@ const struct kv_driver kv_driver_zookeeper = {
   .abi = KV_DRIVER_ABI,
   .name = "zookeeper",
   .schemes = schemes,
-  .capabilities = KV_CAN_MOVE | KV_CAN_TXN | KV_CAN_TTL | KV_CAN_LOCK | KV_CAN_LEASE | KV_CAN_WATCH | KV_CAN_SNAPSHOT |
-                  KV_CAN_INTEROP | KV_CAN_INTEROP_ORDER | KV_CAN_NESTED,
+  .capabilities = KV_CAN_MOVE | KV_CAN_TXN | KV_CAN_TTL | KV_CAN_LOCK | KV_CAN_SEMAPHORE | KV_CAN_LEASE | KV_CAN_WATCH |
+                  KV_CAN_SNAPSHOT | KV_CAN_INTEROP | KV_CAN_INTEROP_ORDER | KV_CAN_NESTED,
   /* A tick, as servers are delivered. Where it is longer than a quarter of a session, a quarter is enough: the shortest
    * session has two ticks, and followers tell the leader twice a tick who is alive. */
   .limits = {.value_max = ZK_VALUE_MAX, .lease_min = 0.2, .renew_margin = 2},

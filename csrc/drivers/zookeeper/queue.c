@@ -112,6 +112,37 @@ static bool set_ahead(struct kv_place *place, const char *name) {
   return true;
 }
 
+/* ------------------------------------------------------------------ a semaphore: the nearest before us */
+
+static int nearest_first(const void *a, const void *b) {
+  int32_t one = 0, other = 0;
+  number_of(*(const char *const *)a, &one);
+  number_of(*(const char *const *)b, &other);
+  return is_before(one, other) ? 1 : is_before(other, one) ? -1 : 0;
+}
+
+/* Tell them, as many as may hold it; sets result.found. False: out of memory. */
+static bool tell_nearest(struct zk_call *call, const struct String_vector *names) {
+  struct kv_op *op = call->op;
+  int32_t own = 0, number;
+  size_t count = 0, limit = op->place->limit;
+  const char **before = calloc((size_t)names->count + 1, sizeof *before);
+  if (!before) return false;
+  number_of(op->place->ticket, &own);
+  for (int32_t i = 0; i < names->count; i++)
+    if (number_of(names->data[i], &number) && is_before(number, own)) before[count++] = names->data[i];
+  qsort(before, count, sizeof *before, nearest_first);
+  bool good = true;
+  for (size_t i = 0; i < count && i < limit && good; i++) {
+    kv_slice name = {before[i], strlen(before[i])};
+    kv_slice id = {before[i], (size_t)(strstr(before[i], INFIX) - before[i])};
+    good = kv_zk->pair(op, name, id, 1, 1, false);
+  }
+  free(before);
+  op->result.found = (count >= limit) != (op->kind == KV_QUEUE_CLAIM);
+  return good;
+}
+
 /* ------------------------------------------------------------------ join */
 
 static void join_list(int result, const struct String_vector *names, const void *data) {
@@ -120,6 +151,11 @@ static void join_list(int result, const struct String_vector *names, const void 
   struct kv_place *place = call->op->place;
   const struct step *step = call->data;
   if (step->check != ZOK) return; /* the creation failed, and goes its own way */
+  if (place->limit && result == ZOK && has(names, place->ticket)) {
+    call->op->result.answered_ahead = tell_nearest(call, names);
+    zk_finish(call, KV_OK, NULL);
+    return;
+  }
   const char *ahead = result == ZOK ? neighbour(names, place->ticket) : NULL;
   bool usable = result == ZOK && has(names, place->ticket) && (!ahead || set_ahead(place, ahead));
   call->op->result.answered_ahead = usable;
@@ -312,8 +348,10 @@ static void claim_list(int result, const struct String_vector *names, const void
     zk_finish(call, KV_LOST, "our entry in the queue is gone");
   } else if (result != ZOK) {
     zk_fail(call, result);
+  } else if (place->limit && !tell_nearest(call, names)) {
+    zk_finish(call, KV_FAILED, "out of memory");
   } else {
-    call->op->result.found = neighbour(names, place->ticket) == NULL;
+    if (!place->limit) call->op->result.found = neighbour(names, place->ticket) == NULL;
     zk_finish(call, KV_OK, NULL);
   }
 }
