@@ -135,7 +135,7 @@ static bool tell_nearest(struct zk_call *call, const struct String_vector *names
   bool good = true;
   for (size_t i = 0; i < count && i < limit && good; i++) {
     kv_slice name = {before[i], strlen(before[i])};
-    kv_slice id = {before[i], (size_t)(strstr(before[i], INFIX) - before[i])};
+    kv_slice id = {before[i], strcspn(before[i], "-")}; /* ID-lock-NUMBER */
     good = kv_zk->pair(op, name, id, 1, 1, false);
   }
   free(before);
