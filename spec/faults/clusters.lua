@@ -6,6 +6,7 @@
 --    cluster:leader()         the number of the member that leads, or nil
 --    cluster:leftovers()      what is on the servers and belongs to locks, leases or sessions, as texts
 --    cluster:version()        of the server
+--    cluster:part(i, mode)    a member does not hear the others, or they it, or both (etcd); cluster:rejoin()
 --    cluster:heal()           all runs and is reachable again;  cluster:stop()
 local kv = require("kv")
 local native = require("spec.native")
@@ -22,7 +23,8 @@ local COUNT = 3
 
 -- ------------------------------------------------------------------ what differs
 
--- scheme; start() -> members; leads(member); leftovers(cluster) -> texts; settle: seconds after which nothing of a
+-- scheme; start(between) -> members (between: see servers.cluster); leads(member);
+-- leftovers(cluster) -> texts; settle: seconds after which nothing of a
 -- client that was killed may be left, given its TTL.
 local backends = {}
 
@@ -36,8 +38,8 @@ end
 local etcd = {scheme = "etcd", watch_compaction = true}
 backends.etcd = etcd
 
-function etcd.start()
-  return servers.cluster(COUNT, {arguments = {"--unsafe-no-fsync", "--snapshot-count", "2000"}})
+function etcd.start(between)
+  return servers.cluster(COUNT, {arguments = {"--unsafe-no-fsync", "--snapshot-count", "2000"}, between = between})
 end
 
 function etcd.leads(member)
@@ -98,6 +100,7 @@ function consul.settle(ttl) return consul.takeover(ttl) + 5 end
 local zookeeper = {scheme = "zk"}
 backends.zookeeper = zookeeper
 
+-- They cannot be parted by proxies: members take over their leader's idea of where all are.
 function zookeeper.start() return servers.zookeeper_cluster(COUNT) end
 function zookeeper.leads(member) return member:mode() == "leader" end
 
@@ -188,7 +191,23 @@ function Cluster:tell_proxies(command, which)
   end
 end
 
+--- Between a member and the others, a proxy's mode ("hold-all", "hold-requests", "hold-answers"). False: it cannot be.
+-- etcd's messages to the others go as answers on their connections to it.
+function Cluster:part(i, mode)
+  if not self.links[i] then return false end
+  self.links[i]:tell("now " .. mode)
+  return true
+end
+
+function Cluster:rejoin()
+  for _, link in ipairs(self.links) do
+    link:tell("cut-reset")
+    link:tell("now pass")
+  end
+end
+
 function Cluster:heal()
+  self:rejoin()
   for i, member in ipairs(self.members) do
     if member.is_paused then self:resume(i) end
     self:launch(i)
@@ -200,20 +219,24 @@ end
 
 function Cluster:stop()
   for _, proxy in ipairs(self.proxies) do proxy:stop() end
+  for _, link in ipairs(self.links) do link:stop() end
   for _, member in ipairs(self.members) do member:stop() end
   if self.folder then util.remove(self.folder) end
 end
 
 --- @tparam string name "etcd", "consul", "zookeeper" or "local"
 function clusters.start(name)
-  local self = setmetatable({name = name, backend = backends[name], members = {}, proxies = {},
+  local self = setmetatable({name = name, backend = backends[name], members = {}, proxies = {}, links = {},
     prefix = backends[name] and "torture" or ""}, Cluster)
   if not self.backend then
     assert(name == "local", "there is no backend " .. name)
     self.folder = util.folder()
     return self
   end
-  self.members = self.backend.start()
+  self.members = self.backend.start(function(i, port)
+    self.links[i] = proxies.start(port)
+    return self.links[i].port
+  end)
   for i, member in ipairs(self.members) do self.proxies[i] = proxies.start(member.port) end
   return self
 end

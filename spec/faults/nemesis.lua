@@ -42,6 +42,15 @@ servers["stop a member"] = function(self)
   return who, function() self.cluster:resume(i) end, 6
 end
 
+-- Two sides of which one may still believe in its leader.
+servers["part a member from the others"] = function(self)
+  if #self.cluster.links == 0 then return nil end
+  local i, who = some_member(self)
+  local mode = self.random:pick{"hold-all", "hold-all", "hold-requests", "hold-answers"}
+  self.cluster:part(i, mode)
+  return who .. ", " .. mode, function() self.cluster:rejoin() end, 8
+end
+
 -- The leader takes writes and cannot commit them: what a disk that hangs looks like.
 servers["stop all but the leader"] = function(self)
   local leader = self.cluster:leader() or 1

@@ -75,8 +75,9 @@ local function command_of(self)
   local scheme = self.certificates and "https" or "http"
   local client = ("%s://127.0.0.1:%d"):format(scheme, self.port)
   local peer = ("http://127.0.0.1:%d"):format(self.peer_port)
+  local known = ("http://127.0.0.1:%d"):format(self.known_port or self.peer_port)
   local command = {"etcd", "--name", self.name, "--data-dir", self.folder .. "/data", "--listen-client-urls", client,
-    "--advertise-client-urls", client, "--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer,
+    "--advertise-client-urls", client, "--listen-peer-urls", peer, "--initial-advertise-peer-urls", known,
     "--initial-cluster", self.cluster or (self.name .. "=" .. peer), "--enable-v2=true", "--logger=zap",
     "--log-outputs=stderr", stdout = self.folder .. "/log", stderr = self.folder .. "/log"}
   if self.certificates then
@@ -201,12 +202,15 @@ function servers.etcd(options)
   error(problem, 2)
 end
 
---- Members of one cluster, all healthy.
+--- Members of one cluster, all healthy. Options: as servers.etcd, and between: a function of a member's number and its
+-- port for the others, that says where they find it, say the port of a proxy.
 function servers.cluster(count, options)
   local members, parts = {}, {}
   for i = 1, count do
     members[i] = new_member(options or {}, "member" .. i)
-    parts[i] = ("%s=http://127.0.0.1:%d"):format(members[i].name, members[i].peer_port)
+    local between = members[i].options.between
+    members[i].known_port = between and between(i, members[i].peer_port) or members[i].peer_port
+    parts[i] = ("%s=http://127.0.0.1:%d"):format(members[i].name, members[i].known_port)
   end
   for _, member in ipairs(members) do
     member.cluster = table.concat(parts, ",")
