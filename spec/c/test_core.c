@@ -597,6 +597,31 @@ TEST(a_watch_gives_what_is_there_then_changes) {
   CHECK_EQ(atomic_load(&open_feeds), 0);
 }
 
+TEST(the_value_before_is_of_the_same_life) {
+  kv_store *store = open_store("fake://here");
+  kv_event event;
+  CHECK_EQ(code_of(ask(store, KV_PUT, "d/a", "0", 5)), KV_OK);
+  kv_watch *watch = open_watch(store, (kv_watch_options){.key = text("d"), .tree = true, .previous = true});
+  CHECK_EQ(next_event(watch, &event), 1);
+  while (!kv_watch_connected(watch)) kv_reply_free(next_reply());
+  on_server(go_deaf);
+  on_server(delete_a);
+  on_server(put_a1);
+  on_server(lose_compacted); /* both are joined into one put */
+  CHECK_EQ(next_event(watch, &event), 1);
+  CHECK(event_is(&event, KV_EVENT_PUT, "d/a", "1") && event.created == event.revision);
+  CHECK(!event.has_previous && !event.previous.size);
+  while (!kv_watch_connected(watch)) kv_reply_free(next_reply());
+  on_server(go_deaf);
+  on_server(put_a2);
+  on_server(lose_compacted);
+  CHECK_EQ(next_event(watch, &event), 1);
+  CHECK(event.has_previous && event.previous.size == 1 && event.previous.data[0] == '1');
+  kv_watch_free(watch);
+  close_store(store);
+  drain_queue();
+}
+
 TEST(after_compaction_the_difference_comes) {
   kv_store *store = open_store("fake://here");
   kv_event event;

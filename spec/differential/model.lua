@@ -215,8 +215,9 @@ local function wrong_place(self, full)
   if has_children(self.world, full) then return "is_dir" end
 end
 
+-- A listing or a watch of what is a key: nothing is below it; only portable mode minds.
 local function wrong_directory(self, full)
-  return self.directories and self.world.keys[full] ~= nil
+  return self.portable and self.world.keys[full] ~= nil
 end
 
 local function pair_of(self, full, record, keys_only)

@@ -164,11 +164,15 @@ end
 
 -- ------------------------------------------------------------------ the steps
 
--- Is everything that was seen in this step beyond doubt? A key with a short life may have ended while the model has it.
+-- Is everything that was seen in this step beyond doubt? A key with a short life may have ended while the model has it,
+-- also one that the step itself has made permanent.
 local function in_time(self)
-  local steps = self:foresee("mortal", function(world) return world:mortal_steps() end)
-  local oldest
-  for id in pairs(steps) do oldest = math.min(oldest or math.huge, self.born[id]) end
+  local steps, oldest = self:foresee("mortal", function(world) return world:mortal_steps() end), nil
+  local before = self.hints[self.at - 1]
+  for _, born in ipairs{steps, before and before.mortal or {}} do
+    for id in pairs(born) do oldest = math.min(oldest or math.huge, self.born[id]) end
+  end
+  if self.program.steps[self.at].op == "settle" then return true end -- it waits for their end
   return not oldest or self.world or self.env.now() < oldest + self.MORTAL_SECONDS * self.env.patience
 end
 

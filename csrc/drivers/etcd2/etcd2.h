@@ -57,8 +57,8 @@ struct etcd2_node {
   uint64_t revision;           /* of the key */
 };
 
-/* Append the text of a value: as it is, or behind a mark. */
-bool etcd2_encode(struct kv_buffer *out, kv_slice value, uint64_t lease);
+/* Append the text of a value: as it is, or behind a mark, which it has for certain when it is to be `marked`. */
+bool etcd2_encode(struct kv_buffer *out, kv_slice value, uint64_t lease, bool marked);
 /* The same value with another revision in its mark. */
 bool etcd2_remark(struct kv_buffer *out, const struct etcd2_node *node, uint64_t revision);
 /* The value of a node; `room` is used when it has to be decoded. False: malformed, or out of memory. */

@@ -59,9 +59,9 @@ static bool add_mark(struct kv_buffer *out, const struct etcd2_mark *mark) {
   return kv_buffer_add(out, text, used);
 }
 
-bool etcd2_encode(struct kv_buffer *out, kv_slice value, uint64_t lease) {
+bool etcd2_encode(struct kv_buffer *out, kv_slice value, uint64_t lease, bool marked) {
   struct etcd2_mark mark = {.lease = lease, .encoded = !is_text(value)};
-  bool plain = !lease && !mark.encoded && !(value.size && value.data[0] == MARK);
+  bool plain = !marked && !lease && !mark.encoded && !(value.size && value.data[0] == MARK);
   if (!plain && !add_mark(out, &mark)) return false;
   if (mark.encoded) return base64_encode(out, value);
   return !value.size || kv_buffer_add(out, value.data, value.size);

@@ -172,7 +172,7 @@ static void join(struct etcd2_call *call) {
   entry_name(place, place->id, &entry);
   note_entry(call, true);
   path_of(call, &entry);
-  if (!etcd2_encode(&call->value, place->value, 0)) call->failed = true;
+  if (!etcd2_encode(&call->value, place->value, 0, false)) call->failed = true;
   etcd2_field(call, "value", (kv_slice){call->value.data, call->value.size});
   etcd2_field(call, "prevExist", KV_TEXT("false"));
   etcd2_field_number(call, "ttl", etcd2_ttl(place->lease->ttl));

@@ -120,7 +120,9 @@ static void take_event(struct etcd2_poll *poll) {
   uint64_t index = event.node.modified;
   poll->index = index + 1;
   poll->failures = poll->empty = 0;
-  tell(feed, &event);
+  /* It is the first since we asked: nothing had happened up to where the server was then. */
+  if (poll->begun && index > poll->begun) kv_etcd2->feed_commit(feed, poll->begun);
+  if (feed->data == poll) tell(feed, &event);
   json_free(answer);
   if (feed->data == poll) kv_etcd2->feed_commit(feed, index);
   if (feed->data == poll && !poll->out) ask(poll);

@@ -87,6 +87,11 @@ static void put_done(struct etcd2_call *call) {
     if (call->mode == MODE_CREATE) http_call_garbled(etcd2_base(call));
     return;
   }
+  if (node.dir) { /* etcd takes an update without a value for one of a directory's time to live, which it had none of */
+    op->sent = false;
+    etcd2_clear(call, op->key, again);
+    return;
+  }
   if (op->condition == KV_ALWAYS) call->etcd2->creating = call->mode == MODE_CREATE;
   op->result.revision = node.modified;
   op->result.created = node.created;
@@ -209,7 +214,9 @@ void etcd2_put(struct etcd2 *etcd2, struct kv_op *op) {
     put_dir(call);
     return;
   }
-  if (!etcd2_encode(&call->value, op->value, op->lease ? op->lease->id : 0)) {
+  /* An empty value with a time to live would be given to a directory that stands there, with all that is in it. */
+  bool marked = !op->value.size && op->ttl > 0;
+  if (!etcd2_encode(&call->value, op->value, op->lease ? op->lease->id : 0, marked)) {
     http_call_no_memory(etcd2_base(call));
     return;
   }
