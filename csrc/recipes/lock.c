@@ -308,8 +308,10 @@ static enum kv_lock_phase left(const struct kv_lock *lock) {
 
 static enum kv_lock_phase after_leave(struct kv_lock *lock, const struct kv_outcome *outcome) {
   kv_code code = outcome->code;
-  /* A repeated leave that finds nothing may have found it the first time. */
+  /* A repeated leave that finds nothing may have found it the first time. And the first request may still be on its
+   * way: it must not meet the next entry under this lease. */
   bool repeated = lock->step.attempts > 1 || lock->failures > 0;
+  if (repeated) lock->doubtful = true;
   if (code == KV_OK && (outcome->result->found || repeated)) {
     kv_asked_answer(&lock->release, KV_OK, NULL);
   } else if (code == KV_OK || code == KV_LOST) {

@@ -675,6 +675,23 @@ TEST(a_release_whose_answer_was_lost_is_done) {
   }
 }
 
+/* The first request may arrive after the second one, and then meets whatever stands under the same lease. */
+TEST(a_leave_that_was_repeated_costs_the_lease) {
+  static const enum fault_type types[] = {NO_FAULT, LOSE_ANSWER, LOSE_REQUEST};
+  for (size_t i = 0; i < 3; i++) {
+    kv_store *store = fresh(urls[0]);
+    kv_lock *lock = new_lock(store, 30);
+    CHECK_EQ(acquire(lock, 5), KV_OK);
+    if (i) fault(KV_QUEUE_LEAVE, types[i], 1);
+    CHECK_EQ(release(lock), KV_OK);
+    CHECK_EQ(acquire(lock, 5), KV_OK);
+    CHECK_EQ(steps(KV_LEASE_GRANT), i ? 2 : 1);
+    close_store(store);
+    kv_lock_free(lock);
+    check_nothing_left();
+  }
+}
+
 TEST(a_release_without_an_answer_is_unknown_and_goes_on) {
   for (int i = 0; i < 2; i++) {
     kv_store *store = fresh(urls[i]);
