@@ -251,8 +251,8 @@ void etcd2_leases_free(struct etcd2 *etcd2);
 /* ------------------------------------------------------------------ queue.c */
 
 void etcd2_queue_step(struct etcd2 *etcd2, struct kv_op *op);
-/* The entry of the op's place, renewed; KV_LOST when it is gone. */
-void etcd2_queue_renew(struct etcd2_call *call);
+/* The entry of the op's place, renewed; KV_LOST when it is gone. Without a place `noted`, which may not be there. */
+void etcd2_queue_renew(struct etcd2_call *call, const struct etcd2_name *noted);
 
 /* ------------------------------------------------------------------ watch.c */
 

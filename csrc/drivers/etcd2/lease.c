@@ -262,7 +262,7 @@ static void node_renewed(struct etcd2_call *call) {
 
 void etcd2_lease_renew(struct etcd2 *etcd2, struct kv_op *op) {
   struct etcd2_lease *lease = remember(etcd2, op->lease);
-  if (!lease || (op->lease->for_lock && !op->place)) { /* nothing of it is on the server */
+  if (!lease || (op->lease->for_lock && !op->place && !lease->entry.size)) { /* nothing of it is on the server */
     op->lease->granted = (double)etcd2_ttl(op->lease->ttl);
     kv_etcd2->finish(op, lease ? KV_OK : KV_FAILED, lease ? NULL : "out of memory");
     return;
@@ -270,8 +270,8 @@ void etcd2_lease_renew(struct etcd2 *etcd2, struct kv_op *op) {
   struct etcd2_call *call = etcd2_call_new(etcd2, op);
   if (!call) return;
   call->lease = op->lease->id;
-  if (op->place) {
-    etcd2_queue_renew(call);
+  if (op->lease->for_lock) {
+    etcd2_queue_renew(call, &lease->entry);
     return;
   }
   lease_path(call);

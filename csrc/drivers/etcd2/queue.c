@@ -183,9 +183,10 @@ static void join(struct etcd2_call *call) {
 /* ------------------------------------------------------------------ renew */
 
 static void entry_renewed(struct etcd2_call *call) {
-  if (call->error.code == ETCD2_NOT_FOUND) {
+  bool absent = call->error.code == ETCD2_NOT_FOUND;
+  if (absent && call->op->place) {
     tell_gone(call);
-  } else if (!etcd2_good(call)) {
+  } else if (!absent && !etcd2_good(call)) {
     etcd2_refuse(call);
   } else {
     call->op->lease->granted = (double)etcd2_ttl(call->op->lease->ttl);
@@ -193,11 +194,15 @@ static void entry_renewed(struct etcd2_call *call) {
   }
 }
 
-void etcd2_queue_renew(struct etcd2_call *call) {
+/*
+ * Nobody waits for an entry whose creation was not answered yet, but it may be there, and its time runs: what is said
+ * of the lease must be true of it as well. When it is not there, it is made later than now, or never.
+ */
+void etcd2_queue_renew(struct etcd2_call *call, const struct etcd2_name *noted) {
   const struct kv_place *place = call->op->place;
   struct etcd2_name entry;
-  entry_name(place, place->id, &entry);
-  path_of(call, &entry);
+  if (place) entry_name(place, place->id, &entry);
+  path_of(call, place ? &entry : noted);
   etcd2_field(call, "refresh", KV_TEXT("true"));
   etcd2_field(call, "prevExist", KV_TEXT("true"));
   etcd2_field_number(call, "ttl", etcd2_ttl(call->op->lease->ttl));
@@ -270,10 +275,6 @@ static void head_told(struct etcd2_call *call) {
 /* ------------------------------------------------------------------ which step */
 
 void etcd2_queue_step(struct etcd2 *etcd2, struct kv_op *op) {
-  if (op->place->interop) {
-    kv_etcd2->finish(op, KV_UNSUPPORTED, "etcd v2 knows no locks of the kind \"%s\"", op->place->interop);
-    return;
-  }
   struct etcd2_call *call = etcd2_call_new(etcd2, op);
   if (!call) return;
   switch (op->kind) {
