@@ -109,8 +109,8 @@ end)
 describe("kv", function()
   it("explains itself", function()
     local help = succeeds(nil, "--help")
-    for _, name in ipairs{"get", "put", "delete", "list", "watch", "lock", "copy", "export", "import", "bench", "info",
-      "version"} do
+    for _, name in ipairs{"get", "put", "delete", "list", "watch", "lock", "elect", "copy", "export", "import", "bench",
+      "info", "version"} do
       assert.truthy(help:find("\n  " .. name .. " ", 1, true), name)
       local own = succeeds(nil, name, "--help")
       assert.truthy(own:find("Usage: kv [-s URL] " .. name, 1, true), name)
@@ -136,6 +136,9 @@ describe("kv", function()
     assert.truthy(fails(2, "local:", "put", "k", "-5"):find("--", 1, true))
     fails(2, "nonsense", "get", "a")
     fails(2, "local:", "lock", "name")
+    fails(2, "local:", "lock", "name", "-n", "-t", "1", "--", "true")
+    fails(2, "local:", "elect", "name", "value")
+    fails(2, "local:", "elect", "name", "value", "--")
     assert.equal(2, (cli.run(nil)))
   end)
 

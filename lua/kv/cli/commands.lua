@@ -252,6 +252,7 @@ return {
     },
   },
   require("kv.cli.lock"),
+  require("kv.cli.elect"),
   require("kv.cli.copy"),
   export.export,
   export.import,

@@ -100,7 +100,7 @@ _kv() {
     skip=
   done
   [ -z "$skip" ] || { [ "$command" = export ] && _kv_files; return 0; }
-  # Behind kv lock NAME -- stands any command.
+  # Behind kv lock NAME -- and kv elect NAME VALUE -- stands any command.
   if [ -n "$behind" ]; then
     mapfile -t COMPREPLY < <(compgen -c -f -- "$word")
     return 0
@@ -218,7 +218,8 @@ local function zsh_option(option)
 end
 
 local ZSH_ARGUMENTS = {key = "'*:key:_kv_keys'", file = "'*:file:_files'"}
-local ZSH_SPECIAL = {lock = "'1:name: ' '*:::command:_normal'", copy = "'1:source: ' '2:destination: '",
+local ZSH_SPECIAL = {lock = "'1:name: ' '*:::command:_normal'",
+  elect = "'1:name: ' '2:value: ' '*:::command:_normal'", copy = "'1:source: ' '2:destination: '",
   put = "'1:key:_kv_keys' '2:value: '", bench = "'*:operation:(put get lock watch)'"}
 
 function completion.zsh(commands, common)
