@@ -8,6 +8,7 @@
 #   make check                warnings as errors, linters, sanitizers, valgrind, fuzzers
 #   make torture              faults for 30 minutes on each backend; MINUTES=, SEED=, BACKENDS= (docs/faults.md)
 #   make bench                measure, with the peers beside it
+#   make rock                 a source rock for LuaRocks, into build/rocks
 #   make install PREFIX=/usr/local DESTDIR=
 #
 # BACKENDS="local etcd" chooses backends; one whose library is missing is left out with a note. SANITIZE=address,undefined or
@@ -22,6 +23,7 @@ SANITIZE ?=
 WERROR ?=
 CFLAGS ?= -O2 -g
 PKG_CONFIG ?= pkg-config
+LUAROCKS ?= luarocks
 FUZZ_SECONDS ?= 60
 
 ALL_LUAS := lua5.4 lua5.3 lua5.2 lua5.1 luajit
@@ -43,19 +45,24 @@ LUA_PACKAGE := $(call lua_package,$(LUA))
 LUA_INCLUDE ?= $(if $(LUA_PACKAGE),$(shell $(PKG_CONFIG) --cflags $(LUA_PACKAGE)))
 LUA_INTERPRETER ?= $(LUA)
 
-# What a backend needs: libraries (by their pkg-config names) and files of csrc/wire.
+# What a backend needs: libraries (by their pkg-config names, and what Debian calls them) and files of csrc/wire.
 PACKAGES_local := lmdb
+DEBIAN_local := liblmdb-dev
 WIRE_local :=
 PACKAGES_etcd := libnghttp2 openssl
+DEBIAN_etcd := libnghttp2-dev libssl-dev
 WIRE_etcd := grpc protobuf tls
 PACKAGES_consul := libcurl jansson openssl
+DEBIAN_consul := libcurl4-openssl-dev libjansson-dev libssl-dev
 WIRE_consul := http json base64
 PACKAGES_etcd2 := libcurl jansson openssl
+DEBIAN_etcd2 := libcurl4-openssl-dev libjansson-dev libssl-dev
 WIRE_etcd2 := http json base64
 
 # The ZooKeeper C client comes without a pkg-config file: a program that is linked with it tells whether it is there.
 PACKAGES_zookeeper := openssl
 LIBS_zookeeper := -lzookeeper_st
+DEBIAN_zookeeper := libzookeeper-st-dev libssl-dev
 WIRE_zookeeper := tls
 has_zookeeper = $(shell echo 'int main(void) { return zookeeper_process(0, 0) > 0; }' | $(CC) $(CPPFLAGS) $(CFLAGS) \
   -include zookeeper/zookeeper.h -x c -o /dev/null - $(LDFLAGS) $(LIBS_zookeeper) 2>/dev/null && echo yes)
@@ -122,13 +129,13 @@ MAKEFLAGS += --no-builtin-rules
 .SECONDARY:
 .PHONY: all all-luas demo test check torture bench install install-module uninstall clean c-units support host fuzz fuzzers notes FORCE
 
-all: notes $(CORE_SO) $(PROCESS_SO) $(DRIVER_SO) $(LAUNCHER) $(COMPLETIONS)
+all: notes $(CORE_SO) $(PROCESS_SO) $(DRIVER_SO) $(LAUNCHER)
 
 notes:
 	@command -v '$(PKG_CONFIG)' >/dev/null || echo "kv: $(PKG_CONFIG) was not found, and nothing can be found without it" >&2
 	@$(if $(LUA_INCLUDE),:,echo "kv: lua.h of $(LUA) was not found; scripts/install-packages.sh build installs what is needed" >&2; exit 1)
-	@$(if $(LEFT_OUT),for name in $(LEFT_OUT); do echo "kv: backend $$name is left out: its source or library is missing" \
-	  "(see PACKAGES_$$name in the Makefile)"; done,:)
+	@$(foreach name,$(LEFT_OUT),echo "kv: backend $(name) is left out: $(strip $(PACKAGES_$(name)) $(LIBS_$(name))) not found \
+	(Debian: $(or $(DEBIAN_$(name)),see the Makefile))" >&2;) $(if $(strip $(USED)),:,echo "kv: no backend can be built" >&2; exit 1)
 
 all-luas:
 	@for lua in $(ALL_LUAS); do \
@@ -210,7 +217,7 @@ SHARE := $(PREFIX)/share/lua/$(LUA_VERSION)
 LIB := $(PREFIX)/lib/lua/$(LUA_VERSION)
 
 install: export TEXT = $(call launcher_text,$(SHARE),$(LIB))
-install: install-module
+install: install-module $(COMPLETIONS)
 	install -d '$(DESTDIR)$(PREFIX)/bin'
 	@printf '%s\n' "$$TEXT" >'$(DESTDIR)$(PREFIX)/bin/kv' && chmod 755 '$(DESTDIR)$(PREFIX)/bin/kv'
 	install -D -m 644 $(OUT)/completions/kv.bash '$(DESTDIR)$(PREFIX)/share/bash-completion/completions/kv'
@@ -223,6 +230,15 @@ install-module: all
 	$(if $(DRIVER_SO),install -m 755 $(DRIVER_SO) '$(DESTDIR)$(LIB)/kv/driver/')
 	@cd lua && find . -name '*.lua' | while read -r file; do \
 	  install -D -m 644 "$$file" '$(DESTDIR)$(SHARE)'/"$$file" || exit 1; done
+
+# One file that `luarocks install` takes, with the sources in it: build/rocks/kv-scm-1.src.rock.
+ROCK := kv-scm-1
+rock:
+	@rm -rf $(BUILD)/rocks && mkdir -p $(BUILD)/rocks/$(ROCK)
+	@cp -r Makefile LICENSE README.md csrc lua $(BUILD)/rocks/$(ROCK)
+	@tar -C $(BUILD)/rocks -czf $(BUILD)/rocks/$(ROCK).tar.gz $(ROCK)
+	@sed 's|"file://\."|"file://$(abspath $(BUILD))/rocks/$(ROCK).tar.gz"|' $(ROCK).rockspec >$(BUILD)/rocks/$(ROCK).rockspec
+	@cd $(BUILD)/rocks && $(LUAROCKS) pack $(ROCK).rockspec
 
 uninstall:
 	rm -rf '$(DESTDIR)$(LIB)/kv' '$(DESTDIR)$(SHARE)/kv' '$(DESTDIR)$(PREFIX)/bin/kv' \
@@ -250,7 +266,7 @@ $(BUILD)/c/test_local_memory: LDFLAGS += -Wl,--wrap=malloc,--wrap=calloc,--wrap=
 c-units: $(C_UNITS) $(PROXY)
 
 # What the specs need beside Lua: processes, ports and a proxy that misbehaves.
-support: $(SUPPORT_SO) $(PROXY) $(SLOW_DISK)
+support: $(SUPPORT_SO) $(PROXY) $(SLOW_DISK) $(COMPLETIONS)
 
 $(SUPPORT_SO): $(OBJ)/$(LUA)/spec/support/native.o
 	@mkdir -p $(@D)

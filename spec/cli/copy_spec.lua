@@ -138,7 +138,7 @@ describe("kv copy", function()
     local out = util.folder() .. "/out"
     local process = assert(native.spawn{"script", "-qec", ("stty cols 70; exec %s/%s/bin/kv copy %s %s"):format(
       os.getenv("KV_BUILD") or "build", os.getenv("KV_LUA") or "lua5.4", from, to), "/dev/null", stdout = out,
-      env = {TERM = "vt100"}})
+      env = {"TERM=vt100"}})
     assert.same({"exit", 0}, {process:wait(cli.patience)})
     local text = util.read(out)
     assert.truthy(text:find("\rcopying  %[#+%.+%]   32%%  64/200 keys"), text)
