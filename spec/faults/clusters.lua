@@ -97,7 +97,8 @@ end
 function consul.takeover(ttl) return ttl * 2 + math.min(ttl, 15) + 2 end
 function consul.settle(ttl) return consul.takeover(ttl) + 5 end
 
-local zookeeper = {scheme = "zk"}
+-- no_lives: a compare may take the next life of a key for the one that it means.
+local zookeeper = {scheme = "zk", no_lives = true}
 backends.zookeeper = zookeeper
 
 -- They cannot be parted by proxies: members take over their leader's idea of where all are.

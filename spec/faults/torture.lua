@@ -34,7 +34,7 @@ function Crew:spawn(role)
   local base = self.folder .. "/" .. name
   local words = {util.interpreter(), "spec/faults/client.lua", role, self.url, base .. ".log", name,
     tostring(self.seed * 1000 + self.number), "ttl=" .. self.ttl, "session_ttl=" .. self.ttl, "tasks=" .. TASKS[role],
-    pipe = true, stderr = base .. ".err"}
+    "lives=" .. self.lives, pipe = true, stderr = base .. ".err"}
   for option, value in pairs(self.options) do words[#words + 1] = option .. "=" .. tostring(value) end
   local process = assert(native.spawn(words))
   assert(process:line(20) == "ready", "a client does not start: " .. (util.read(base .. ".err") or ""))
@@ -111,6 +111,7 @@ end
 
 local function new_crew(cluster, options, folder)
   local self = setmetatable({folder = folder, url = cluster:url(), seed = options.seed, ttl = options.ttl,
+    lives = cluster.backend and cluster.backend.no_lives and 0 or 1,
     number = 0, files = {}, living = {}, options = options.client or {}}, Crew)
   for _, role in ipairs(ROLES) do
     for i = 1, (options.crew or CREW)[role] or 0 do
@@ -136,6 +137,7 @@ local function soon_empty(seconds, list)
 end
 
 -- Everything works again, and nothing is left of anybody.
+-- @return the keys of those that expire that are still there
 local function check_peace(cluster, names, ttl, problems)
   local seconds = cluster:settle_seconds(ttl)
   local store = assert(kv.open(cluster:direct_url(), {timeout = 10}))
@@ -152,10 +154,15 @@ local function check_peace(cluster, names, ttl, problems)
   end
   local alive = soon_empty(seconds, function() return assert(store:list("alive")) end)
   for _, pair in ipairs(alive) do problems[#problems + 1] = "a key outlived its process: " .. pair.key end
+  local left = {}
+  for _, pair in ipairs(soon_empty(seconds, function() return assert(store:list("t")) end)) do
+    left[pair.key] = pair.value
+  end
   store:close()
   for _, text in ipairs(soon_empty(seconds, function() return cluster:leftovers() end)) do
     problems[#problems + 1] = "left on the server: " .. text
   end
+  return left
 end
 
 local FD_SLACK, MEMORY_SLACK = 24, 24 * 1024
@@ -210,8 +217,7 @@ function torture.judge(files, options, problems)
   add_all(problems, found, 10)
   found, counts.watches = watch_check.check(operations, notes, "r/")
   add_all(problems, found, 10)
-  local settle = options.settle or 40
-  found, counts.expiry = ttl_check.check(operations, function() return settle end)
+  found, counts.expiry = ttl_check.check(operations, options.left)
   add_all(problems, found, 5)
   counts.memory = check_sizes(notes, problems)
   if counts.registers.undecided > 0 then
@@ -256,8 +262,7 @@ function torture.run(given)
     report.faults = work(cluster, crew, options, problems)
     cluster:heal()
     for _, role in ipairs{"register", "lock", "ttl", "watch"} do crew:finish(role, problems) end
-    check_peace(cluster, (options.client or {}).names or 2, options.ttl, problems)
-    options.settle = cluster:settle_seconds(options.ttl)
+    options.left = check_peace(cluster, (options.client or {}).names or 2, options.ttl, problems)
     report.counts = torture.judge(crew.files, options, problems)
   end, debug.traceback)
   if not ok then problems[#problems + 1] = problem end

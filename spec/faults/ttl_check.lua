@@ -1,23 +1,24 @@
 --- What the histories say about keys that expire. Each key has one writer, which puts it for a while ("expire KEY VALUE
 -- TTL") or for ever (without a TTL) and looks at it ("look KEY", ok VALUE), one after the other. What must hold:
 --  1. until its TTL has passed since the put was *sent*, a key is there; one that was put for ever stays;
---  2. when `late` (a function of the TTL) seconds have passed since the last put returned, it is gone;
+--  2. in the end, when all has been well for a while, it is gone; before that it may stay longer: without a leader
+--     nobody removes it, and a new one may begin to count again;
 --  3. its value is the last one written. After an outcome that is unknown either value may be there.
 local ttl_check = {}
 
 local EARLY = 0.02 -- clocks of two machines may differ by so much of a second; here it is one machine
 
--- What is known of a key: {values={[value]=true}, from=, to=} it must be there before `from`, and not after `to`.
-local function put(state, op, late)
+-- What is known of a key: {values={[value]=true}, from=, expires=}: it must be there before `from`.
+local function put(state, op)
   local value, ttl = op.args[2], tonumber(op.args[3])
-  local from, to = math.huge, math.huge
-  if ttl then from, to = op.call + ttl - EARLY, (op.ret or math.huge) + late(ttl) end
-  if op.outcome == "ok" then return {value = value, values = {[value] = true}, from = from, to = to} end
+  if op.outcome == "ok" then
+    return {values = {[value] = true}, from = ttl and op.call + ttl - EARLY or math.huge, expires = ttl ~= nil}
+  end
   if op.outcome == "fail" then return state end
   -- Unknown: the old life or the new one; nothing is certain about when it ends.
   local values = {[value] = true}
   for old in pairs(state and state.values or {}) do values[old] = true end
-  return {values = values, from = 0, to = math.huge, maybe_absent = true}
+  return {values = values, from = 0, expires = false}
 end
 
 local function look(key, state, op, problems)
@@ -30,25 +31,28 @@ local function look(key, state, op, problems)
     end
   elseif not state.values[value] then
     problems[#problems + 1] = ("%s: it is %s, which is not what was written last"):format(where, value)
-  elseif op.call > state.to then
-    problems[#problems + 1] = where .. (": it is there, and should be gone since %.6f"):format(state.to)
   end
 end
 
 --- @tparam table operations of a history
--- @tparam function late TTL -> seconds after which it must be gone
+-- @tparam[opt] table left key -> value, of what was there in the end
 -- @return problems (texts), counts {keys, puts, looks}
-function ttl_check.check(operations, late)
+function ttl_check.check(operations, left)
   local problems, counts, states = {}, {keys = 0, puts = 0, looks = 0}, {}
   for _, op in ipairs(operations) do
     local key = op.args[1]
     if op.kind == "expire" then
       if not states[key] then counts.keys = counts.keys + 1 end
       counts.puts = counts.puts + 1
-      states[key] = put(states[key], op, late) or states[key]
+      states[key] = put(states[key], op) or states[key]
     elseif op.kind == "look" and op.outcome == "ok" then
       counts.looks = counts.looks + 1
       look(key, states[key], op, problems)
+    end
+  end
+  for key, value in pairs(left or {}) do
+    if states[key] and states[key].expires then
+      problems[#problems + 1] = ("%s: it is still there in the end: %s"):format(key, value)
     end
   end
   return problems, counts
