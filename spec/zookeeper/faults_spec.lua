@@ -184,6 +184,37 @@ describe("ZooKeeper", function()
     watch:close()
   end)
 
+  it("a key that is put over one whose maker died in the middle of a put with a time to live, stays", function()
+    local zk = server()
+    local store = open(zk:url("/app"), {session_ttl = 20})
+    local children = {}
+    for i = 1, 24 do
+      children[i] = util.lua("spec/support/child.lua", zk:url(), "app", "session_ttl=2")
+      assert.equal("ready", children[i]:line(20))
+      assert(children[i]:write("put\twarm\tup\n"))
+      assert(children[i]:line(20))
+    end
+    for i, child in ipairs(children) do
+      child:write(("put\tkey%d\tfirst\t0.7\n"):format(i))
+      native.sleep(i / 6000) -- anywhere in its three round trips
+      child:kill("KILL")
+      child:wait(10)
+      assert(store:put("key" .. i, "stays"))
+    end
+    -- One that is left alone shows when the server has removed what it wants to remove.
+    local last = util.lua("spec/support/child.lua", zk:url(), "app", "session_ttl=2")
+    assert.equal("ready", last:line(20))
+    assert(last:write("put\tcontrol\tfirst\t1\n"))
+    assert.truthy(last:line(20):find("^%d+ first"))
+    last:kill("KILL")
+    last:wait(10)
+    eventually(function() return store:get("control") == nil end, "the reaper was there", 20)
+    for i = 1, #children do
+      local pair = store:get("key" .. i)
+      assert.equal("stays", pair and pair.value, "key" .. i)
+    end
+  end)
+
   it("without quorum is unavailable, and a cluster survives its leader", function()
     local members = servers.zookeeper_cluster(3)
     for _, member in ipairs(members) do running[#running + 1] = member end

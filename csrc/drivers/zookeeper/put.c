@@ -11,7 +11,8 @@
  * A node with a time to live (see names.c) is made without data, so that it is no key yet; then its list is set once
  * more and its value is set. A plain put by somebody else that comes in between takes it for a parent and does not
  * make it permanent: our own set then fails, and we do it for him. A put like ours that comes in between sees the mark
- * in the list, and does the rest instead of us.
+ * in the list, and does the rest instead of us. Should we die in between, a plain put that is the first to set the
+ * node looks at its list, which tells the time to live from the beginning.
  *
  * Versions begin at 0 in each node, so one that was seen might belong to the next node of that name. When a node is
  * made anew its version ends behind the old one's (zk_sets()), so that of several who saw the old one only the first
@@ -160,13 +161,19 @@ static void acl_of_set(int result, struct ACL_vector *vector, struct Stat *stat,
   else zk_fail(call, result);
 }
 
+/* It may be one with a time to live, as its maker set its list. A node that nobody had set before may be one too: its
+ * maker may have died before that. */
+static bool may_be_timed(const struct Stat *stat) {
+  return stat->aversion > 0 || stat->version <= 1;
+}
+
 static void was_set(int result, const struct Stat *stat, const void *data) {
   struct zk_call *call = zk_answered(data);
   if (!call) return;
   if (result == ZOK) {
     call->zk->create_first = false;
     call->stat = *stat;
-    if (wanted(call) != PERMANENT || (!stat->aversion && !stat->ephemeralOwner)) done(call, stat);
+    if (wanted(call) != PERMANENT || (!may_be_timed(stat) && !stat->ephemeralOwner)) done(call, stat);
     else if (stat->ephemeralOwner) recreate(call);
     else if (call->is_there && !call->ttl && call->stat.czxid == stat->czxid) done(call, stat); /* looked at before */
     else zk_sent(call, zoo_aget_acl(call->session->handle, call->path, acl_of_set, call));

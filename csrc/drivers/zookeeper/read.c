@@ -112,8 +112,8 @@ static void looked_at(int result, const char *value, int size, const struct Stat
   if (result == ZOK) call->stat = *stat;
   if (result != ZOK && result != ZNONODE) {
     zk_fail(call, result);
-  } else if (result == ZOK && (stat->aversion > 0 || (zk_is_blank(stat) && call->op && call->op->ttl > 0))) {
-    /* Its list was set after it was made, or is to be: perhaps one that tells a time to live. */
+  } else if (result == ZOK && (stat->aversion > 0 || zk_is_blank(stat))) {
+    /* Its list was set after it was made, or was to be: perhaps one that tells a time to live. */
     zk_sent(call, zoo_aget_acl(call->session->handle, call->path, acl_looked_at, call));
   } else {
     call->run(call);

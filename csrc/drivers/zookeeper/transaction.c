@@ -618,7 +618,7 @@ static void seen(int result, const char *value, int size, const struct Stat *sta
   if (result == ZOK) part->seen = *stat;
   else if (result != ZNONODE) txn->failure = result;
   bool sent = true;
-  if (result == ZOK && stat->aversion > 0)
+  if (result == ZOK && (stat->aversion > 0 || zk_is_blank(stat)))
     sent = zk_sent(call, zoo_aget_acl(call->session->handle, part->path, acl_seen, part));
   if (sent && !call->pending) decide(call);
 }
