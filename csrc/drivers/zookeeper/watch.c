@@ -610,6 +610,8 @@ void zk_watches_ready(struct zk_session *session) {
     struct watcher *watcher = kv_list_of(struct watcher, node, at);
     next = at->next;
     if (!watcher->feed) continue;
+    /* A new session knows of no state that it must not fall behind: the member may. */
+    if (watcher->begun && uses(watcher->root, session)) zk_sync(session);
     if (watcher->begun) pump(watcher);
     else start(watcher);
   }
