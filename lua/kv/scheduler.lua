@@ -22,6 +22,7 @@ local Timers = require("kv.timers")
 local unpack = table.unpack or unpack -- luacheck: ignore 143
 local create, resume, status, running = coroutine.create, coroutine.resume, coroutine.status, coroutine.running
 local yield = coroutine.yield
+local yieldable = rawget(coroutine, "isyieldable") -- 5.3, 5.4, LuaJIT
 local close_coroutine = rawget(coroutine, "close") -- 5.4
 local next_reply, pending, clock = core.next, core.pending, core.clock
 
@@ -29,6 +30,7 @@ local scheduler = {}
 
 local TOKEN = {}           -- what a task yields when it waits; anything else is a yield of the program's own
 local REPLIES_AT_ONCE = 1024
+local TURN = 100           -- calls of a task that were answered at once, until others have their turn
 local GRACE = 1            -- seconds for cancelled tasks to end after a fatal error
 
 local function pack(...)
@@ -51,6 +53,7 @@ local spawned = setmetatable({}, {__mode = "k"})    -- coroutine that a host run
 local guards = setmetatable({}, {__mode = "k"})     -- what gives something up when it is collected -> since when
 local failures = {}                                 -- errors that nobody has joined yet
 local current                                       -- the task that runs now
+local calls = 0                                     -- that it made since it was resumed
 local looping = false                               -- kv.run or kv.step is at work
 local in_run = false                                -- kv.run is
 local host                                          -- hooks of a host's loop, or nil
@@ -143,7 +146,7 @@ local function after(task, ...)
 end
 
 local function run_task(task, ...)
-  current = task
+  current, calls = task, 0
   return after(task, resume(task.main, ...))
 end
 
@@ -220,6 +223,24 @@ function scheduler.poll()
   while handle(false, next_reply()) do end -- to the end: the sign that something came is gone after the first
   tell_loop()
   if raised then raise_kept() end
+end
+
+-- Where the task can yield; on 5.1 and 5.2 it cannot be told.
+local function give_turn()
+  local task = current_task()
+  if not (task and yieldable and yieldable()) then return end
+  forget_waits(task)
+  make_ready(task)
+  yield(TOKEN)
+end
+
+--- As poll(), at the start of what may wait. The embedded store answers many calls at once: a task that makes them in
+-- a loop would never let others run, which it does on any other store.
+function scheduler.enter()
+  scheduler.poll()
+  if not looping then return end
+  calls = calls + 1
+  if calls >= TURN then give_turn() end
 end
 
 --- A callback of the program raised: kv.run and kv.step raise it, outside of them the next call of the module.

@@ -21,7 +21,7 @@ local Store, meta = call.class(NAME)
 
 local specs = options.specs
 local finish, wrong_self = call.finish, call.wrong_self
-local await, poll = scheduler.await, scheduler.poll
+local await, poll = scheduler.await, scheduler.enter
 local core_get, core_put, canonical = core.get, core.put, core.canonical
 
 local CLOSE_SECONDS = 2      -- close() waits so long for leases and locks to be given back

@@ -10,7 +10,7 @@ local scheduler = require("kv.scheduler")
 local NAME = "kv.watch"
 local Watch, meta = call.class(NAME)
 
-local watch_next, poll = core.watch_next, scheduler.poll
+local watch_next, poll = core.watch_next, scheduler.enter
 
 local NOBODY = {}
 

@@ -179,6 +179,35 @@ describe("kv.run", function()
     store:close()
   end)
 
+  if rawget(coroutine, "isyieldable") then
+    it("gives others a turn while a task makes calls that are answered at once", function()
+      local store = assert(kv.open("local:?sync=none"))
+      local stop, before, seen
+      kv.run(function()
+        assert(store:put("key", "v"))
+        local watch = assert(store:watch("key", {initial = false}))
+        kv.spawn(function()
+          kv.sleep(0.001)
+          stop = true
+        end)
+        local deadline = native.now() + 10
+        while not stop and native.now() < deadline do assert(store:get("key")) end
+        before, stop = stop, false
+        for i = 1, 300 do assert(store:put("key", tostring(i))) end
+        seen = 0
+        kv.spawn(function() stop = seen end)
+        for _ = 1, 300 do seen = watch:next(10) and seen + 1 end
+        -- Where it cannot yield it goes on.
+        local list = {}
+        for i = 1, 200 do list[i] = i * 7919 % 200 end
+        table.sort(list, function(left, right) return assert(store:get("key")) and left < right end)
+      end)
+      assert.is_true(before)
+      assert.is_true(stop < 300)
+      store:close()
+    end)
+  end
+
   it("runs ten thousand tasks", function()
     local store = assert(kv.open("local:?sync=none"))
     local start = native.now()
