@@ -28,6 +28,7 @@ FUZZ_SECONDS ?= 60
 
 ALL_LUAS := lua5.4 lua5.3 lua5.2 lua5.1 luajit
 TEST_LUAS ?= lua5.4 lua5.1 luajit
+SMOKE_LUAS ?= lua5.3 lua5.2
 
 # ---------------------------------------------------------------- where things are
 
@@ -300,9 +301,9 @@ demo:
 
 test:
 	@scripts/install-packages.sh build test
-	@for lua in $(TEST_LUAS); do $(MAKE_ALL) LUA=$$lua all support || exit 1; done
+	@for lua in $(TEST_LUAS) $(SMOKE_LUAS); do $(MAKE_ALL) LUA=$$lua all support || exit 1; done
 	@$(MAKE_ALL) c-units
-	@TEST_LUAS='$(TEST_LUAS)' BUILD='$(BUILD)' scripts/run-tests
+	@TEST_LUAS='$(TEST_LUAS)' SMOKE_LUAS='$(SMOKE_LUAS)' BUILD='$(BUILD)' scripts/run-tests
 
 check:
 	@scripts/install-packages.sh build test check

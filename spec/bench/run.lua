@@ -1,6 +1,6 @@
 -- make bench: measures kv and its peers side by side and prints one table with the goals.
 --
---   lua5.4 spec/bench/run.lua [local] [etcd] [consul] [zookeeper] [etcd2] [watches] [list]     default: all of them
+--   lua5.4 spec/bench/run.lua [local] [etcd] [consul] [zookeeper] [etcd2] [watches] [list] [openresty]     default: all
 --
 -- The contenders of a row take turns, BENCH_ROUNDS times (3) for BENCH_SECONDS (1.5) each; a row shows their
 -- medians and the ratio of these. Servers are started here. A backend that is not built is left out with a
@@ -340,9 +340,15 @@ function sections.list()
   server:stop()
 end
 
+-- ---------------------------------------------------------------- OpenResty
+
+function sections.openresty()
+  require("spec.bench.openresty")(SECONDS, SIZE)
+end
+
 -- ---------------------------------------------------------------- all
 
-local wanted = #arg > 0 and arg or {"local", "etcd", "consul", "zookeeper", "etcd2", "watches", "list"}
+local wanted = #arg > 0 and arg or {"local", "etcd", "consul", "zookeeper", "etcd2", "watches", "list", "openresty"}
 for _, name in ipairs(wanted) do
   if not sections[name] then
     io.stderr:write("run.lua: there is no section ", name, "\n")
