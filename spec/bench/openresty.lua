@@ -57,20 +57,25 @@ local SERVER = [[
   } }
 ]]
 
--- Requests per second and the 99th percentile of their times, in milliseconds.
-local function load(url, seconds)
-  local text = contest.output_of("wrk", "--latency", "-t", 1, "-c", IN_FLIGHT, "-d", math.ceil(seconds) .. "s", url)
-  assert(not text:find("Non-2xx", 1, true) and not text:find("Socket errors", 1, true), text)
-  local number, unit = assert(text:match("99%%%s+([%d.]+)(%l+)"))
-  local factor = assert(({us = 0.001, ms = 1, s = 1000})[unit], text)
-  return {(assert(tonumber(text:match("Requests/sec:%s+([%d.]+)")), text)), tonumber(number) * factor}
-end
-
 -- Processor time of a process and of all its threads, in seconds.
 local function used(pid)
   local fields = assert(util.read("/proc/" .. pid .. "/stat")):match("%) (.*)")
   local user, system = fields:match("^" .. ("%S+ "):rep(11) .. "(%d+) (%d+)")
   return (tonumber(user) + tonumber(system)) / 100
+end
+
+-- Requests per second, the 99th percentile of their times in milliseconds, and the worker's processor time for each in
+-- microseconds.
+local function load(server, path, seconds)
+  local pid, url = server:workers()[1], ("http://127.0.0.1:%d%s"):format(server.port, path)
+  local before = used(pid)
+  local text = contest.output_of("wrk", "--latency", "-t", 1, "-c", IN_FLIGHT, "-d", math.ceil(seconds) .. "s", url)
+  assert(not text:find("Non-2xx", 1, true) and not text:find("Socket errors", 1, true), text)
+  local number, unit = assert(text:match("99%%%s+([%d.]+)(%l+)"))
+  local factor = assert(({us = 0.001, ms = 1, s = 1000})[unit], text)
+  local requests = assert(tonumber(text:match("(%d+) requests in")), text)
+  return {(assert(tonumber(text:match("Requests/sec:%s+([%d.]+)")), text)), tonumber(number) * factor,
+    (used(pid) - before) * 1e6 / requests}
 end
 
 local function idle(server)
@@ -96,13 +101,13 @@ return function(seconds, size)
       for _, name in ipairs{"put", "get"} do
         local contenders = {}
         for i, who in ipairs{"kv", "gateway"} do
-          local url = ("http://127.0.0.1:%d/%s/%s"):format(server.port, who, name)
-          contenders[i] = {who, function() return load(url, seconds) end}
+          contenders[i] = {who, function() return load(server, ("/%s/%s"):format(who, name), seconds) end}
         end
         local found = contest.compete(contenders)
         contest.against(("OpenResty, etcd %s, %d in flight / JSON gateway, /s"):format(name, IN_FLIGHT), found.kv[1],
           found.gateway[1], ">= 2")
         contest.against("  p99, ms", found.kv[2], found.gateway[2], "<= 1")
+        contest.against("  CPU of the worker, us each", found.kv[3], found.gateway[3])
       end
       idle(server)
     end, debug.traceback)
