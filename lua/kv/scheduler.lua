@@ -53,7 +53,7 @@ local spawned = setmetatable({}, {__mode = "k"})    -- coroutine that a host run
 local guards = setmetatable({}, {__mode = "k"})     -- what gives something up when it is collected -> since when
 local failures = {}                                 -- errors that nobody has joined yet
 local current                                       -- the task that runs now
-local calls = 0                                     -- that it made since it was resumed
+local answered = 0                                  -- its calls that did not wait, since it was resumed
 local looping = false                               -- kv.run or kv.step is at work
 local in_run = false                                -- kv.run is
 local host                                          -- hooks of a host's loop, or nil
@@ -146,7 +146,7 @@ local function after(task, ...)
 end
 
 local function run_task(task, ...)
-  current, calls = task, 0
+  current, answered = task, 0
   return after(task, resume(task.main, ...))
 end
 
@@ -239,8 +239,8 @@ end
 function scheduler.enter()
   scheduler.poll()
   if not looping then return end
-  calls = calls + 1
-  if calls >= TURN then give_turn() end
+  answered = answered + 1
+  if answered >= TURN then give_turn() end
 end
 
 --- A callback of the program raised: kv.run and kv.step raise it, outside of them the next call of the module.
