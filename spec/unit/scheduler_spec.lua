@@ -2,6 +2,7 @@
 local kv = require("kv")
 local native = require("spec.native")
 local scheduler = require("kv.scheduler")
+local util = require("spec.support.util")
 
 local PUC_51 = _VERSION == "Lua 5.1" and not rawget(_G, "jit")
 
@@ -618,6 +619,39 @@ describe("hooks", function()
     table.sort(order)
     assert.same({"event v", "joined from a task", "slept", "timeout"}, order)
     kv.use(nil)
+    store:close()
+  end)
+
+  it("lose nothing and keep nothing when a coroutine that waits is forgotten by its loop", function()
+    local store = assert(kv.open("local:"))
+    local mine = setmetatable({}, {__mode = "k"})
+    kv.use{
+      current = function() return mine[coroutine.running() or 1] == true end,
+      wait = function(waiter)
+        waiter.co = coroutine.running()
+        coroutine.yield()
+      end,
+      wake = function(waiter) waiter.woken = true end, -- nobody resumes it
+    }
+    local gone = setmetatable({}, {__mode = "v"})
+    local function forget(fn)
+      local co = coroutine.create(fn)
+      mine[co], gone[#gone + 1] = true, co
+      assert(coroutine.resume(co))
+      assert.equal("suspended", coroutine.status(co))
+    end
+    forget(function() assert(store:watch("key")):next() end)
+    forget(function() store:put("key", "v") end)
+    forget(function() store:lock("door"):acquire(5) end)
+    forget(function() assert(store:mirror("tree")):wait_ready() end)
+    util.eventually(function()
+      kv.step() -- what was asked is answered, for nobody
+      collectgarbage()
+      return next(gone) == nil and store:stats().watches == 0 and store:stats().in_flight == 0
+    end, "everything is collected")
+    kv.use(nil)
+    assert.equal("v", assert(store:get("key")).value)
+    assert(store:put("key", "w"))
     store:close()
   end)
 
