@@ -161,7 +161,8 @@ function kv.backends() end
 ---@return any ... what it returned
 function kv.run(fn, ...) end
 
----Start a function as a task beside the caller's.
+---Start a function as a task beside the caller's. In OpenResty it gets a timer of its own: it outlives the request, and
+---can be started in phases that cannot wait.
 ---@param fn function
 ---@param ... any its arguments
 ---@return kv.task
