@@ -208,6 +208,7 @@ bool consul_duration(kv_slice text, double *seconds);
 
 void consul_queue_step(struct consul *consul, struct kv_op *op);
 void consul_queue_prove(struct consul_call *call); /* our entry stands, else KV_LOST */
+#define CONSUL_LOCK_MARKS 64
 #define CONSUL_LOCK_KEY_MAX (64 + 3 * KV_KEY_MAX)
 struct consul_lock_key {
   size_t size;
@@ -239,8 +240,9 @@ void consul_watches_free(struct consul *consul);
 void consul_watches_crowded(struct consul *consul);
 void consul_watch_open(void *state, struct kv_feed *feed);
 void consul_watch_close(void *state, struct kv_feed *feed);
-/* Finish the call's op when this key is gone (or, with `holder`, when that session does not hold it any more). */
-void consul_wait_gone(struct consul_call *call, kv_slice key, uint64_t index, const char *holder);
+/* Finish the call's op when this key is gone: the one that was made at index `created`, when that is not 0; with
+ * `holder`, also when that session does not hold it any more. */
+void consul_wait_gone(struct consul_call *call, kv_slice key, uint64_t index, const char *holder, uint64_t created);
 void consul_waiter_free(struct consul_call *call);
 
 /* ------------------------------------------------------------------ driver.c */
@@ -251,6 +253,7 @@ struct consul {
   struct http_client *http;
   struct consul_call *calls;
   struct consul_watches watches;
+  bool crowded_locks[CONSUL_LOCK_MARKS]; /* see join() in queue.c */
   struct consul_lane gets, puts;
   struct consul_lane *counting;    /* of a call that is being made, or NULL */
   double ttl_min;                  /* what the server told, 0: not known */

@@ -4,13 +4,16 @@
  * Consul wakes everybody who waits for a lock, and serves none in order. So the lock has two parts, both under the
  * session of the place:
  *
- *   .kv/lock/NAME/q/ID    a ticket for each who waits or holds; the order is that of their CreateIndex
+ *   .kv/lock/NAME/q/ID    a ticket for each who waits or holds; ID is his session, the order that of CreateIndex
  *   .kv/lock/NAME/lock    the real key; who has it locked holds the lock
  *
  * Each waiter waits for the ticket before his own to go away; the first in line then locks the real key. The queue
  * gives the order, the key gives the safety, and Consul's lock-delay on the key is respected. The token is the
  * ModifyIndex of the real key while it is ours: it comes from the one log of the servers, so it rises even when the
  * key is deleted and made again.
+ *
+ * A session serves one place at a time, so it is name enough for the ticket of a lock. With names that are never used again each
+ * acquire would leave a tombstone, which Consul keeps for a quarter of an hour, and goes through with each listing.
  *
  * Joining tries to lock the real key in the same transaction: then a lock that nobody wants costs one round trip. If
  * it turns out that somebody stands before us in line, the key is given back before anybody hears of it. Leaving
@@ -22,6 +25,7 @@
  * it. A key that is none of a lock's, by its flags, is left alone: it is locked together with a check that it is as it
  * was read, or not there. Leaving deletes it here too, so that nothing is left behind; others take what is not there.
  */
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,7 +34,7 @@
 
 #define FOREIGN_FLAGS UINT64_C(0x2ddccbc058a50c18) /* Consul's own mark of a lock; it refuses a key with another */
 #define DELAYED 0.2  /* seconds between tries while the lock-delay lasts */
-#define CROSSED 0.02 /* the key is held by one who gives it back at once */
+#define CROSSED 0.005 /* the key is held by one who gives it back at once */
 #define NO_LOCK "the key is there, and is none of a lock of Consul's kind (its flags are other ones)"
 
 /* ------------------------------------------------------------------ names */
@@ -85,6 +89,12 @@ static const char *session(const struct consul_call *call) {
   return call->op->lease ? call->op->lease->text : call->op->place->lease->text;
 }
 
+/* Of a semaphore it is called after the place, whose id tells more. */
+static void own_ticket(const struct consul_call *call, struct consul_lock_key *out) {
+  const struct kv_place *place = call->op->place;
+  ticket_key(place, place->limit ? place->id : session(call), out);
+}
+
 /* ------------------------------------------------------------------ operations of transactions */
 
 static void begin_txn(struct consul_call *call) {
@@ -95,7 +105,7 @@ static void lock_ticket(struct consul_call *call) {
   struct consul_lock_key ticket;
   kv_slice shown = {NULL, 0};
   if (call->op->place->limit) shown = call->op->place->value;
-  ticket_key(call->op->place, call->op->place->id, &ticket);
+  own_ticket(call, &ticket);
   consul_verb(call, &(struct consul_verb){.verb = "lock",
                                           .key = slice(&ticket),
                                           .has_value = true,
@@ -149,7 +159,7 @@ struct line {
   struct consul_lock_key queue;
   uint64_t mine;       /* CreateIndex of our ticket; 0: it is not there */
   uint64_t ahead;      /* that of the last one before it; 0: nobody */
-  char id[KV_PLACE_ID_MAX + 1];
+  char id[CONSUL_SESSION_SIZE];
   bool settled;        /* `mine` is known: the second walk looks for the one before */
 };
 
@@ -158,7 +168,7 @@ static void see_ticket(struct line *line, const struct consul_pair *pair) {
   kv_slice id = {pair->key.data + line->queue.size, pair->key.size - line->queue.size};
   if (!pair->session[0] || id.size >= sizeof line->id || memchr(id.data, '\0', id.size)) return; /* none of ours */
   if (!line->settled) {
-    bool same = id.size == strlen(line->place->id) && memcmp(id.data, line->place->id, id.size) == 0;
+    bool same = id.size == strlen(line->session) && memcmp(id.data, line->session, id.size) == 0;
     if (same && strcmp(pair->session, line->session) == 0) line->mine = pair->created;
   } else if (pair->created < line->mine && pair->created > line->ahead) {
     line->ahead = pair->created;
@@ -189,7 +199,8 @@ static void answer_ahead(struct consul_call *call, const struct line *line, uint
   struct kv_op *op = call->op;
   op->result.found = line->ahead != 0;
   if (!line->ahead) return;
-  memcpy(op->place->ahead, line->id, sizeof line->id);
+  /* His session may come back with another ticket of the same name. */
+  snprintf(op->place->ahead, sizeof op->place->ahead, "%s %" PRIu64, line->id, line->ahead);
   op->place->ahead_revision = revision;
 }
 
@@ -211,6 +222,8 @@ static void give_back(struct consul_call *call) {
   consul_send_txn(call, true, given_back);
 }
 
+static bool *crowd_mark(const struct consul_call *call);
+
 /* The transaction locked the real key, and has read the line. False: malformed. */
 static bool taken(struct consul_call *call, const struct json *answer) {
   struct kv_op *op = call->op;
@@ -222,6 +235,7 @@ static bool taken(struct consul_call *call, const struct json *answer) {
   if (!line.mine) return false;
   answer_ahead(call, &line, pair.revision);
   if (line.ahead) {
+    *crowd_mark(call) = true;
     if (op->kind == KV_QUEUE_CLAIM) op->result.found = false; /* look again */
     give_back(call);
     return true;
@@ -278,7 +292,7 @@ static void line_told(struct consul_call *call) {
   kv_slice what = {NULL, 0};
   char shown[160];
   if (!answer) return;
-  ticket_key(op->place, op->place->id, &ticket);
+  own_ticket(call, &ticket);
   if (call->http.status == 409) {
     bool told = consul_txn_error(answer, 0, &what);
     if (refused_for_good(call, answer, what)) told = false;
@@ -305,7 +319,7 @@ static void join_many(struct consul_call *call) {
 
 static void claim_one_of(struct consul_call *call) {
   struct consul_lock_key ticket;
-  ticket_key(call->op->place, call->op->place->id, &ticket);
+  own_ticket(call, &ticket);
   begin_txn(call);
   check_ours(call, &ticket);
   get_queue(call);
@@ -348,6 +362,14 @@ static void read_first(struct consul_call *call) {
 
 /* ------------------------------------------------------------------ join */
 
+/* Was somebody before us when we last came? Of this lock, or of another with the same place in the table. */
+static bool *crowd_mark(const struct consul_call *call) {
+  kv_slice name = call->op->place->name;
+  unsigned hash = 0;
+  for (size_t i = 0; i < name.size; i++) hash = hash * 31 + (unsigned char)name.data[i];
+  return &call->consul->crowded_locks[hash % CONSUL_LOCK_MARKS];
+}
+
 static void joined(struct consul_call *call) {
   struct json *answer = consul_txn_answer(call);
   struct consul_lock_key ticket;
@@ -355,7 +377,7 @@ static void joined(struct consul_call *call) {
   kv_slice what = {NULL, 0};
   char shown[160];
   if (!answer) return;
-  ticket_key(call->op->place, call->op->place->id, &ticket);
+  own_ticket(call, &ticket);
   if (call->http.status == 409) {
     bool told = consul_txn_error(answer, 0, &what);
     if (!refused_for_good(call, answer, what))
@@ -365,10 +387,18 @@ static void joined(struct consul_call *call) {
   } else {
     struct line line = read_line(call, json_member(answer, "Results"), true);
     call->op->result.answered_ahead = line.mine != 0;
+    *crowd_mark(call) = line.ahead != 0;
     answer_ahead(call, &line, pair.revision);
     consul_finish(call, KV_OK, NULL);
   }
   json_free(answer);
+}
+
+static void stand_in_line(struct consul_call *call) {
+  begin_txn(call);
+  lock_ticket(call);
+  get_queue(call);
+  consul_send_txn(call, true, joined);
 }
 
 static void joined_and_taken(struct consul_call *call) {
@@ -382,16 +412,21 @@ static void joined_and_taken(struct consul_call *call) {
   } else if (consul_txn_error(answer, 0, &what) || consul_txn_denied(answer, &what)) {
     if (!refused_for_good(call, answer, what))
       consul_finish(call, KV_FAILED, "%s", consul_shown(what, shown, sizeof shown));
-  } else { /* somebody holds it: get in line */
-    begin_txn(call);
-    lock_ticket(call);
-    get_queue(call);
-    consul_send_txn(call, true, joined);
+  } else { /* somebody holds it */
+    stand_in_line(call);
   }
   json_free(answer);
 }
 
+/*
+ * Where many want the lock, one who comes while it is handed over would take the real key from under the next in line,
+ * who would have to wait until it was given back. So there nobody tries that.
+ */
 static void join(struct consul_call *call) {
+  if (*crowd_mark(call)) {
+    stand_in_line(call);
+    return;
+  }
   begin_txn(call);
   lock_ticket(call);
   lock_real(call);
@@ -485,9 +520,8 @@ static void claimed(struct consul_call *call) {
 }
 
 static void claim(struct consul_call *call) {
-  const struct kv_place *place = call->op->place;
   struct consul_lock_key ticket;
-  ticket_key(place, place->id, &ticket);
+  own_ticket(call, &ticket);
   begin_txn(call);
   check_ours(call, &ticket);
   lock_real(call);
@@ -598,7 +632,7 @@ static void leave_parts(struct consul_call *call, unsigned parts) {
   begin_txn(call);
   if (parts & PART_REAL) delete_ours(call, &real);
   if (parts & PART_TICKET) {
-    ticket_key(place, place->id, &ticket);
+    own_ticket(call, &ticket);
     delete_ours(call, &ticket);
   }
   consul_send_txn(call, true, left);
@@ -646,7 +680,7 @@ void consul_queue_prove(struct consul_call *call) {
     consul_finish(call, KV_OK, NULL);
     return;
   }
-  ticket_key(place, place->id, &ticket);
+  own_ticket(call, &ticket);
   consul_path(call, "/v1/kv/", slice(&ticket), "");
   consul_query(call, "consistent");
   consul_send(call, "GET", false, proved);
@@ -659,10 +693,13 @@ static void wait_for(struct consul_call *call) {
   struct consul_lock_key key;
   if (place->interop) {
     consul_lock_key(place, &key);
-    consul_wait_gone(call, slice(&key), place->ahead_revision, place->ahead);
+    consul_wait_gone(call, slice(&key), place->ahead_revision, place->ahead, 0);
   } else {
-    ticket_key(place, place->ahead, &key);
-    consul_wait_gone(call, slice(&key), place->ahead_revision, NULL);
+    char id[CONSUL_SESSION_SIZE];
+    uint64_t created = 0;
+    if (sscanf(place->ahead, "%39s %" SCNu64, id, &created) < 1) id[0] = '\0';
+    ticket_key(place, id, &key);
+    consul_wait_gone(call, slice(&key), place->ahead_revision, NULL, created);
   }
 }
 

@@ -315,6 +315,18 @@ void consul_share(struct consul *consul, struct kv_op *op) {
   kv_consul->defer(&lane->task);
 }
 
+/* Not sent yet, and with a put in it that is not to be made any more: the others wait for another one. */
+static void take_back(struct consul_call *call) {
+  struct consul_lane *lane = call->lane;
+  struct consul_shared *shared = call->shared;
+  call->shared = NULL;
+  consul_finish(call, KV_OK, NULL);
+  for (size_t i = 0; i < shared->count; i++)
+    if (shared->ops[i]) push(lane, shared->ops[i]);
+  free(shared);
+  kv_consul->defer(&lane->task);
+}
+
 bool consul_share_cancel(struct consul *consul, struct kv_op *op) {
   if (op->number == NOT_SHARED) return false;
   if (op->number == WAITS) {
@@ -330,6 +342,7 @@ bool consul_share_cancel(struct consul *consul, struct kv_op *op) {
     if (shared->ops[i] == op) finish_one(shared, i, KV_CANCELLED, "cancelled");
     others = others || shared->ops[i];
   }
-  if (!others && !call->write) consul_finish(call, KV_CANCELLED, "cancelled");
+  if (call->write && !call->http.sent) take_back(call);
+  else if (!others && !call->write) consul_finish(call, KV_CANCELLED, "cancelled");
   return true;
 }

@@ -40,12 +40,13 @@
 
 enum source_kind { SOURCE_KEY, SOURCE_TREE, SOURCE_ANCESTOR };
 
-/* A lock waiter: done when the key is gone, or `holder` does not hold it any more. */
+/* A lock waiter: done when the key is gone, or another one of that name, or `holder` does not hold it any more. */
 struct consul_waiter {
   struct consul_waiter *next, **link;
   struct consul_call *call;
   bool foreign;
   char holder[CONSUL_SESSION_SIZE];
+  uint64_t created;          /* 0: whenever it was */
 };
 
 struct consul_read {
@@ -58,7 +59,8 @@ struct consul_read {
   bool fresh;                /* the state is wanted even if it is known */
   bool probe;                /* portable mode: what is asked is whether a key stands where the tree should be */
   bool skip;                 /* what comes is known, or older than what is known */
-  bool found;                /* a key: it is there, under this session */
+  bool found;                /* a key: it is there, under this session, since this index */
+  uint64_t created;
   char session[CONSUL_SESSION_SIZE];
   uint64_t coming;           /* the index of the answer that is coming in */
   uint64_t pass;             /* what its feeds are marked with */
@@ -271,6 +273,7 @@ static bool take_pair(void *context, const struct consul_pair *pair) {
   if (source->kind == SOURCE_KEY) {
     if (pair->key.size != source->key_size || memcmp(pair->key.data, source->key, pair->key.size) != 0) return false;
     reader->found = true;
+    reader->created = pair->created;
     memcpy(reader->session, pair->session, sizeof reader->session);
   }
   EACH_FEED(source, feed) {
@@ -354,6 +357,7 @@ static void finish_waiters(struct consul_source *source, const struct consul_rea
   for (struct consul_waiter *waiter = source->waiters; waiter; waiter = next) {
     next = waiter->next;
     bool held = reader->found && (!waiter->foreign || strcmp(reader->session, waiter->holder) == 0);
+    if (waiter->created && reader->created != waiter->created) held = false;
     if (!held) consul_finish(waiter->call, KV_OK, NULL);
   }
 }
@@ -705,7 +709,7 @@ void consul_watch_close(void *state, struct kv_feed *feed) {
   service_later(consul);
 }
 
-void consul_wait_gone(struct consul_call *call, kv_slice key, uint64_t index, const char *holder) {
+void consul_wait_gone(struct consul_call *call, kv_slice key, uint64_t index, const char *holder, uint64_t created) {
   struct consul *consul = call->consul;
   struct consul_source *source = source_of(consul, SOURCE_KEY, key);
   struct consul_waiter *waiter = source ? calloc(1, sizeof *waiter) : NULL;
@@ -715,6 +719,7 @@ void consul_wait_gone(struct consul_call *call, kv_slice key, uint64_t index, co
   }
   waiter->call = call;
   waiter->foreign = holder != NULL;
+  waiter->created = created;
   if (holder) snprintf(waiter->holder, sizeof waiter->holder, "%s", holder);
   waiter->next = source->waiters;
   if (waiter->next) waiter->next->link = &waiter->next;
