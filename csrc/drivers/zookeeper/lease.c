@@ -10,6 +10,11 @@
  *
  * A heartbeat is a multi with a check in it: the server commits it by quorum, while a ping is answered by any server,
  * a deposed leader included. It checks the entry of a lock that is held, or else the root.
+ *
+ * But the leader, who ends sessions, does not count from that: it hears twice a tick from its followers whom they have
+ * heard of, and what came through a follower that is cut off right behind it does not count at all. So a heartbeat has
+ * two parts: something is asked, and the check follows when the leader must have been told. Its success says that the
+ * session lives from the *first* part on, which is when the renewal began.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -145,14 +150,22 @@ void zk_lease_grant(struct zk *zk, struct kv_op *op) {
 
 /* ------------------------------------------------------------------ renew */
 
+/* Between the two parts: half a tick as servers are delivered, and some time on the way. Short sessions are kept by
+ * servers whose ticks are short. */
+#define RELAY_SECONDS 1.25
+#define RELAY_PART 8.0 /* of the session's time at the most */
+
 struct heartbeat {
+  struct kv_timer relay;
   zoo_op_t op;
   zoo_op_result_t result;
   char path[];
 };
 
-static void free_data(struct zk_call *call) {
-  free(call->data);
+static void free_beat(struct zk_call *call) {
+  struct heartbeat *beat = call->data;
+  if (beat) kv_zk->timer_stop(&beat->relay);
+  free(beat);
 }
 
 static void renewed(int result, const void *data) {
@@ -169,21 +182,46 @@ static void renewed(int result, const void *data) {
   }
 }
 
+static void check(struct zk_call *call) {
+  struct heartbeat *beat = call->data;
+  zoo_check_op_init(&beat->op, beat->path, call->op->place ? 0 : -1);
+  zk_sent(call, zoo_amulti(call->session->handle, 1, &beat->op, &beat->result, renewed, call));
+}
+
+static void relayed(struct kv_timer *timer) {
+  zk_call_start(timer->data, check);
+}
+
+static void touched(int result, const struct Stat *stat, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  (void)stat;
+  if (!call) return;
+  if (zk_code(result, false) == KV_UNAVAILABLE) {
+    zk_fail(call, result);
+    return;
+  }
+  struct heartbeat *beat = call->data;
+  double seconds = call->session->granted / RELAY_PART;
+  if (seconds > RELAY_SECONDS) seconds = RELAY_SECONDS;
+  beat->relay.fire = relayed;
+  beat->relay.data = call;
+  kv_zk->timer_set(&beat->relay, kv_zk->now() + (int64_t)(seconds * (double)ZK_SECOND));
+}
+
 static void renew(struct zk_call *call) {
   const struct kv_place *place = call->op->place;
   char *queue = place ? zk_queue_path(place) : NULL;
   size_t size = (queue ? strlen(queue) : 0) + KV_TICKET_MAX + 2;
   struct heartbeat *beat = place && !queue ? NULL : calloc(1, sizeof *beat + size);
   call->data = beat;
-  call->clear = free_data;
+  call->clear = free_beat;
   if (beat) snprintf(beat->path, size, "%s/%s", queue ? queue : "", queue ? place->ticket : "");
   free(queue);
   if (!beat) {
     zk_finish(call, KV_FAILED, "out of memory");
     return;
   }
-  zoo_check_op_init(&beat->op, beat->path, place ? 0 : -1);
-  zk_sent(call, zoo_amulti(call->session->handle, 1, &beat->op, &beat->result, renewed, call));
+  zk_sent(call, zoo_aexists(call->session->handle, "/", 0, touched, call));
 }
 
 void zk_lease_renew(struct zk *zk, struct kv_op *op) {
