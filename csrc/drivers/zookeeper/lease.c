@@ -14,7 +14,8 @@
  * But the leader, who ends sessions, does not count from that: it hears twice a tick from its followers whom they have
  * heard of, and what came through a follower that is cut off right behind it does not count at all. So a heartbeat has
  * two parts: something is asked, and the check follows when the leader must have been told. Its success says that the
- * session lives from the *first* part on, which is when the renewal began.
+ * session lives from the *first* part on, which is when the renewal began. A connection that was made since does for the
+ * first part, as the leader is asked before a session is taken up.
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -156,6 +157,7 @@ void zk_lease_grant(struct zk *zk, struct kv_op *op) {
 #define RELAY_PART 8.0 /* of the session's time at the most */
 
 struct heartbeat {
+  int64_t begun;
   struct kv_timer relay;
   zoo_op_t op;
   zoo_op_result_t result;
@@ -209,19 +211,19 @@ static void touched(int result, const struct Stat *stat, const void *data) {
 }
 
 static void renew(struct zk_call *call) {
-  const struct kv_place *place = call->op->place;
+  const struct heartbeat *beat = call->data;
+  if (call->session->ready_at >= beat->begun) check(call);
+  else zk_sent(call, zoo_aexists(call->session->handle, "/", 0, touched, call));
+}
+
+static struct heartbeat *beat_new(const struct kv_place *place) {
   char *queue = place ? zk_queue_path(place) : NULL;
   size_t size = (queue ? strlen(queue) : 0) + KV_TICKET_MAX + 2;
   struct heartbeat *beat = place && !queue ? NULL : calloc(1, sizeof *beat + size);
-  call->data = beat;
-  call->clear = free_beat;
   if (beat) snprintf(beat->path, size, "%s/%s", queue ? queue : "", queue ? place->ticket : "");
+  if (beat) beat->begun = kv_zk->now();
   free(queue);
-  if (!beat) {
-    zk_finish(call, KV_FAILED, "out of memory");
-    return;
-  }
-  zk_sent(call, zoo_aexists(call->session->handle, "/", 0, touched, call));
+  return beat;
 }
 
 void zk_lease_renew(struct zk *zk, struct kv_op *op) {
@@ -231,7 +233,11 @@ void zk_lease_renew(struct zk *zk, struct kv_op *op) {
     return;
   }
   struct zk_call *call = zk_call_new(zk, session, op);
-  if (call) zk_call_start(call, renew);
+  if (!call) return;
+  call->data = beat_new(op->place);
+  call->clear = free_beat;
+  if (call->data) zk_call_start(call, renew);
+  else zk_finish(call, KV_FAILED, "out of memory");
 }
 
 /* ------------------------------------------------------------------ removing the entry of a lock that was given up */
