@@ -310,7 +310,7 @@ static void give_back(struct http_transfer *transfer, enum http_outcome outcome,
 static enum http_outcome outcome_of(const struct http_transfer *transfer, CURLcode code) {
   bool sent = transfer->request->sent;
   switch (code) {
-    case CURLE_OK: return HTTP_ANSWERED;
+    case CURLE_OK: return transfer->request->status ? HTTP_ANSWERED : HTTP_LOST; /* ended within its head */
     case CURLE_WRITE_ERROR: return transfer->overflow ? HTTP_TOO_LONG : HTTP_LOST;
     case CURLE_SSL_CERTPROBLEM: case CURLE_SSL_CACERT_BADFILE: case CURLE_URL_MALFORMAT:
       return sent ? HTTP_LOST : HTTP_REFUSED;
@@ -340,8 +340,9 @@ static void completed(struct http_transfer *transfer, CURLcode code) {
     return;
   }
   enum http_outcome outcome = outcome_of(transfer, code);
-  snprintf(problem, sizeof problem, "%s: %s", server->name,
-           transfer->problem[0] ? transfer->problem : curl_easy_strerror(code));
+  const char *why = transfer->problem[0] ? transfer->problem : curl_easy_strerror(code);
+  if (code == CURLE_OK) why = "the connection ended in the middle of an answer";
+  snprintf(problem, sizeof problem, "%s: %s", server->name, why);
   if (outcome == HTTP_ANSWERED) http_pool_answered(client, server);
   bool refused = outcome == HTTP_LOST && transfer->fresh && !transfer->head.size && code != CURLE_OPERATION_TIMEDOUT;
   if (refused && server->live) http_crowded(client);

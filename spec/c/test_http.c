@@ -170,6 +170,12 @@ static bool answer(int fd, const char *head) {
   } else if (strncmp(path, "/half", 5) == 0) {
     say(fd, "HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\nhalf of it");
     return false;
+  } else if (strncmp(path, "/cut-line", 9) == 0) {
+    say(fd, "HTTP/1.1 2");
+    return false;
+  } else if (strncmp(path, "/cut-head", 9) == 0) {
+    say(fd, "HTTP/1.1 200 OK\r\nX-Mark: fir");
+    return false;
   } else if (strncmp(path, "/garbage", 8) == 0) {
     say(fd, "\1\2\3 this is no HTTP\r\n\r\n");
     return false;
@@ -403,6 +409,9 @@ TEST(broken_answers) {
   kv_store *store = open_peer();
   REQUIRE(store != NULL);
   CHECK(begins(get(store, "half"), "lost sent=1 status=200"));
+  CHECK(begins(get(store, "cut-line"), "lost sent=1 status=0"));
+  CHECK(begins(get(store, "cut-head"), "lost sent=1 status=0"));
+  CHECK(begins(put(store, "cut-head", "x"), "lost sent=1 status=0"));
   CHECK(begins(get(store, "garbage"), "lost sent=1"));
   CHECK(begins(get(store, "headers"), "too_long sent=1") || begins(told, "lost sent=1"));
   CHECK(begins(get(store, "large"), "too_long sent=1 status=200"));
