@@ -606,13 +606,13 @@ local function loop()
 end
 
 local function drop(task)
-  task.dropped = true
   if task.waits then core.cancel(task.id) end
   if task.waiter and task.waiter.timer then timers:stop(task.waiter.timer) end
   if close_coroutine and status(task.main) ~= "dead" then pcall(close_coroutine, task.main) end -- its <close> variables
 end
 
--- Leave nothing behind: whatever is still there waits for nothing any more.
+-- Leave nothing behind: whatever is still there waits for nothing any more. All are marked before the first one's
+-- <close> variables are closed, which may wake others.
 local function drop_tasks()
   local all = tasks
   for tag, waiter in pairs(waiting) do
@@ -620,6 +620,7 @@ local function drop_tasks()
   end
   for index = first, last do ready[index] = nil end
   first, last, tasks, alive, outside, failures, current = 1, 0, {}, 0, 0, {}, nil
+  for task in pairs(all) do task.dropped = true end
   for task in pairs(all) do drop(task) end
 end
 

@@ -149,6 +149,33 @@ describe("kv.run", function()
     assert.is_true(closed[1])
   end)
 
+  it("does not count a dropped task that another one's <close> wakes", function()
+    if _VERSION ~= "Lua 5.4" then return end
+    local store = assert(kv.open("local:"))
+    local chunk = assert((loadstring or load)([[
+      local kv, store = ...
+      local watch = assert(store:watch("key", {initial = false}))
+      local function wakes()
+        local guard <close> = setmetatable({}, {__close = function() watch:close() end})
+        while true do kv.sleep(10) end
+      end
+      local function waits()
+        while select(3, watch:next()) do end
+      end
+      kv.run(function()
+        for _ = 1, 20 do kv.spawn(wakes) end
+        kv.spawn(waits)
+        kv.sleep(0)
+        error("main is over")
+      end)
+    ]]))
+    raised_by(chunk, kv, store)
+    local held = assert(assert(store:lock("taken")):acquire(5))
+    assert.equal("timeout", kv.run(function() return select(3, store:lock("taken"):acquire(0.05)) end))
+    held:release()
+    store:close()
+  end)
+
   it("raises the error of a forgotten task before the others are done", function()
     local start = native.now()
     local text = raised_by(kv.run, function()
