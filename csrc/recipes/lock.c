@@ -27,7 +27,8 @@
 
 #include "../core/page.h"
 
-#define LOOKS_AT_ANOTHER_LIMIT 6 /* of a semaphore's neighbours, a tenth of a second apart */
+#define LOOKS_ALONE 2        /* at a semaphore's neighbours who know another limit, a tenth of a second apart */
+#define LOOKS_WITH_OTHERS 20
 #define LAPS_WITHOUT_REST 16 /* waits that ended without making us first, before we slow down */
 
 static void act(struct kv_lock *lock);
@@ -223,14 +224,15 @@ static enum kv_lock_phase not_first(struct kv_lock *lock, const struct kv_result
 }
 
 /* A semaphore's join or claim told who is before us. Somebody who knows another limit may be about to find that out and
- * to leave: so he is looked at a few times. */
+ * to leave: so he is looked at again, and for longer when there are others who agree with us. */
 static enum kv_lock_phase place_known(struct kv_lock *lock, struct kv_result *result, bool holds_now) {
-  uint32_t other = kv_semaphore_look(lock, result);
+  bool some_agree;
+  uint32_t other = kv_semaphore_look(lock, result, &some_agree);
   if (!other) {
     lock->disagreements = 0;
     return holds_now ? taken(lock) : blocked(lock, LOCK_WAITING);
   }
-  if (++lock->disagreements < LOOKS_AT_ANOTHER_LIMIT) {
+  if (++lock->disagreements < (some_agree ? LOOKS_WITH_OTHERS : LOOKS_ALONE)) {
     rest(lock, 0.1);
     return LOCK_CLAIMING;
   }

@@ -142,7 +142,7 @@ extern const struct kv_recipe kv_lock_acquire_recipe, kv_lock_try_recipe, kv_loc
 
 /* Take over the list of those before us from a result. The limit of one of them who knows another than we do; 0: all
  * agree. */
-uint32_t kv_semaphore_look(struct kv_lock *lock, struct kv_result *result);
+uint32_t kv_semaphore_look(struct kv_lock *lock, struct kv_result *result, bool *some_agree);
 /* Wait for some of them to go: LOCK_STEP_DONE comes when one has. False: out of memory. */
 bool kv_semaphore_wait(struct kv_lock *lock);
 void kv_semaphore_stop(struct kv_lock *lock); /* all waits, and forget the list */

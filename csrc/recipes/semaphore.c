@@ -34,17 +34,20 @@ static uint32_t limit_of(kv_slice id) {
   return limit ? limit : UINT32_MAX;
 }
 
-uint32_t kv_semaphore_look(struct kv_lock *lock, struct kv_result *result) {
+uint32_t kv_semaphore_look(struct kv_lock *lock, struct kv_result *result, bool *some_agree) {
   kv_pair pair;
   size_t offset = 0;
+  uint32_t other = 0;
+  *some_agree = false;
   kv_page_free(lock->nearest);
   lock->nearest = result->page;
   result->page = NULL;
   while (lock->nearest && kv_page_next(lock->nearest, &offset, &pair)) {
     uint32_t limit = limit_of(pair.value);
-    if (limit != lock->limit) return limit;
+    if (limit == lock->limit) *some_agree = true;
+    else other = limit;
   }
-  return 0;
+  return other;
 }
 
 /* ------------------------------------------------------------------ waiting for some of them */

@@ -16,6 +16,7 @@
 
 #include "check.h"
 #include "core/core.h"
+#include "core/page.h"
 
 enum fault_type {
   NO_FAULT,
@@ -42,13 +43,15 @@ struct fake_entry {
 };
 
 struct fake_key {
-  char key[64];
+  char key[64], value[64];
   uint64_t revision, lease;
 };
 
 struct fake_late {
-  struct kv_op op; /* a copy; the texts it needs are in the entry */
+  struct kv_op op; /* a copy; the texts it needs are in the entry, and for a transaction in the key */
   struct fake_entry entry;
+  struct fake_key key;
+  bool puts;
   int64_t at;
 };
 
@@ -84,6 +87,10 @@ struct fake_state {
   pthread_cond_t wake;
   struct kv_op *queue; /* threaded: what is to be answered */
 };
+
+__attribute__((unused)) static kv_slice text_of(const char *string) {
+  return (kv_slice){string, strlen(string)};
+}
 
 /* ------------------------------------------------------------------ what the test does to the server */
 
@@ -261,12 +268,25 @@ static kv_code look_ahead(struct kv_op *op, const struct fake_entry *entry) {
   return KV_OK;
 }
 
+/* Of a semaphore: the nearest before `entry`. */
+static kv_code look_around(struct kv_op *op, struct fake_entry *entry) {
+  uint32_t count = 0;
+  for (struct fake_entry *at = entry; count < op->place->limit && (at = entry_before(at)) != NULL; count++)
+    if (!host->pair(op, text_of(at->id), text_of(at->id), 1, 1, false)) return KV_FAILED;
+  bool is_free = count < op->place->limit;
+  op->place->token = entry->token;
+  op->result.answered_ahead = true;
+  op->result.found = is_free == (op->kind == KV_QUEUE_CLAIM);
+  return KV_OK;
+}
+
 static kv_code answer_join(struct kv_op *op) {
   struct fake_entry new_entry, *entry;
   describe_entry(&new_entry, op->place);
   entry = add_entry(&new_entry);
   if (!entry) return KV_LOST;
   if (server.no_ahead) return KV_OK;
+  if (op->place->limit) return look_around(op, entry);
   op->place->token = entry->token;
   op->result.answered_ahead = true;
   look_ahead(op, entry);
@@ -277,6 +297,7 @@ static kv_code answer_join(struct kv_op *op) {
 static kv_code answer_claim(struct kv_op *op) {
   struct fake_entry *entry = find_entry(op->place->id);
   if (!entry) return KV_LOST;
+  if (op->place->limit) return look_around(op, entry);
   op->result.found = !entry_before(entry);
   if (op->result.found) server.last_token = op->place->token = entry->token;
   return KV_OK;
@@ -330,6 +351,40 @@ static kv_code answer_delete(struct kv_op *op) {
   return KV_OK;
 }
 
+static kv_code answer_get(struct kv_op *op) {
+  struct fake_key *key = find_key(op->key);
+  bool good = !key || host->pair(op, op->key, text_of(key->value), key->revision, key->revision, false);
+  return good ? KV_OK : KV_FAILED;
+}
+
+/* Of a guarded transaction with one write: what an election asks. */
+static kv_code write_guarded(const char *id, uint64_t token, bool puts, const struct fake_key *wanted) {
+  struct fake_entry *entry = find_entry(id);
+  struct fake_key *key = find_key(text_of(wanted->key));
+  if (!entry || entry->token != token) return KV_MODIFIED;
+  if (!puts && key) *key = server.keys[--server.key_count];
+  if (!puts) return KV_OK;
+  if (!find_lease(wanted->lease)) return KV_LOST;
+  if (!key) key = &server.keys[server.key_count++];
+  *key = *wanted;
+  key->revision = ++server.revision;
+  return KV_OK;
+}
+
+static void describe_write(struct fake_key *key, const struct kv_part *part) {
+  memset(key, 0, sizeof *key);
+  copy_text(key->key, sizeof key->key, part->key);
+  copy_text(key->value, sizeof key->value, part->value);
+  key->lease = part->lease ? part->lease->id : 0;
+}
+
+static kv_code answer_txn(struct kv_op *op) {
+  struct fake_key key;
+  if (op->part_count != 2 || op->parts[0].type != KV_PART_GUARD) return KV_OK;
+  describe_write(&key, &op->parts[1]);
+  return write_guarded(op->parts[0].place->id, op->parts[0].place->token, op->parts[1].type == KV_PART_PUT, &key);
+}
+
 static kv_code apply(struct kv_op *op) {
   switch (op->kind) {
     case KV_LEASE_GRANT: return answer_grant(op);
@@ -348,6 +403,8 @@ static kv_code apply(struct kv_op *op) {
     case KV_QUEUE_HEAD: return answer_head(op);
     case KV_PUT: return answer_put(op);
     case KV_DELETE: return answer_delete(op);
+    case KV_GET: return answer_get(op);
+    case KV_TXN: return answer_txn(op);
     default: return KV_OK;
   }
 }
@@ -381,7 +438,11 @@ static int serve_locked(struct kv_op *op) {
   op->number = (uint64_t)type;
   switch (type) {
     case REFUSE: return KV_UNAVAILABLE;
-    case LOSE_ANSWER: apply(op); op->result = (struct kv_result){0}; return KV_UNKNOWN;
+    case LOSE_ANSWER:
+      apply(op);
+      kv_page_free(op->result.page);
+      op->result = (struct kv_result){0};
+      return KV_UNKNOWN;
     case LOSE_REQUEST: return KV_UNKNOWN;
     case HANG: case APPLY_LATE: push_op(&server.hanging, op); return NO_ANSWER;
     case HANG_APPLIED: apply(op); push_op(&server.hanging, op); return NO_ANSWER;
@@ -408,6 +469,7 @@ static void apply_late(void) {
     struct fake_late *late = &server.late[i];
     if (late->at > kv_clock()) continue;
     if (late->op.kind == KV_QUEUE_JOIN) add_entry(&late->entry);
+    if (late->op.kind == KV_TXN) write_guarded(late->entry.id, late->entry.token, late->puts, &late->key);
     if (late->op.kind == KV_LEASE_GRANT && !find_lease(late->entry.lease) && server.lease_count < FAKE_MAX)
       server.leases[server.lease_count++] =
           (struct fake_lease){.id = late->entry.lease, .ttl = 1, .expires = kv_deadline(kv_clock(), 1)};
@@ -507,8 +569,14 @@ static void fake_cancel(void *argument, struct kv_op *op) {
   if (mine && op->number == APPLY_LATE && server.late_count < 64) {
     struct fake_late *late = &server.late[server.late_count++];
     late->op = *op;
-    if (op->place) describe_entry(&late->entry, op->place);
+    const struct kv_place *place = op->part_count ? op->parts[0].place : op->place;
+    if (place) describe_entry(&late->entry, place);
     else late->entry.lease = op->lease->id;
+    if (op->part_count) {
+      late->entry.token = place->token;
+      late->puts = op->parts[1].type == KV_PART_PUT;
+      describe_write(&late->key, &op->parts[1]);
+    }
     late->at = kv_deadline(kv_clock(), 0.02);
   }
   pthread_mutex_unlock(&server.lock);
@@ -566,13 +634,15 @@ static const char *const fake_interop[] = {"fake", NULL};
 
 static const struct kv_driver fake_driver = {
     .abi = KV_DRIVER_ABI, .name = "lockfake", .schemes = fake_schemes,
-    .capabilities = KV_CAN_MOVE | KV_CAN_LOCK | KV_CAN_LEASE | KV_CAN_TTL | KV_CAN_TXN,
+    .capabilities = KV_CAN_MOVE | KV_CAN_LOCK | KV_CAN_LEASE | KV_CAN_TTL | KV_CAN_TXN | KV_CAN_WATCH |
+                    KV_CAN_SEMAPHORE,
     .limits = {.value_max = 60, .lease_min = 0.03}, .interop = fake_interop,
     FAKE_SLOTS};
 
 static const struct kv_driver thread_driver = {
     .abi = KV_DRIVER_ABI, .name = "lockthread", .schemes = thread_schemes,
-    .capabilities = KV_CAN_MOVE | KV_CAN_LOCK | KV_CAN_LEASE | KV_CAN_TTL | KV_CAN_TXN | KV_CAN_ANY_THREAD,
+    .capabilities = KV_CAN_MOVE | KV_CAN_LOCK | KV_CAN_LEASE | KV_CAN_TTL | KV_CAN_TXN | KV_CAN_WATCH |
+                    KV_CAN_SEMAPHORE | KV_CAN_ANY_THREAD,
     .limits = {.value_max = 60},
     FAKE_SLOTS};
 
@@ -582,10 +652,6 @@ static const struct kv_driver plain_driver = {
 /* ------------------------------------------------------------------ helpers */
 
 static kv_queue *queue;
-
-__attribute__((unused)) static kv_slice text_of(const char *string) {
-  return (kv_slice){string, strlen(string)};
-}
 
 static kv_store *open_at(const char *url) {
   kv_error error = {0};
