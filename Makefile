@@ -114,6 +114,7 @@ COMPLETIONS := $(OUT)/completions/kv.bash $(OUT)/completions/_kv
 SUPPORT_SO := $(OUT)/spec/native.so
 PROXY := $(BUILD)/support/proxy
 SLOW_DISK := $(BUILD)/support/slow_disk.so
+STEPPED_CLOCK := $(BUILD)/support/stepped_clock.so
 HOST := $(BUILD)/support/host
 STATIC := $(BUILD)/libkv-static.a
 C_UNITS := $(patsubst spec/c/%.c,$(BUILD)/c/%,$(wildcard spec/c/test_*.c))
@@ -267,7 +268,7 @@ $(BUILD)/c/test_local_memory: LDFLAGS += -Wl,--wrap=malloc,--wrap=calloc,--wrap=
 c-units: $(C_UNITS) $(PROXY)
 
 # What the specs need beside Lua: processes, ports and a proxy that misbehaves.
-support: $(SUPPORT_SO) $(PROXY) $(SLOW_DISK) $(COMPLETIONS)
+support: $(SUPPORT_SO) $(PROXY) $(SLOW_DISK) $(STEPPED_CLOCK) $(COMPLETIONS)
 
 $(SUPPORT_SO): $(OBJ)/$(LUA)/spec/support/native.o
 	@mkdir -p $(@D)
@@ -280,7 +281,7 @@ $(PROXY): $(OBJ)/spec/support/proxy.o
 	$(Q)$(LINK) -o $@ $^
 
 # Preloaded into any program, so without a sanitizer's runtime.
-$(SLOW_DISK): spec/support/slow_disk.c $(BUILD)/flags
+$(SLOW_DISK) $(STEPPED_CLOCK): $(BUILD)/support/%.so: spec/support/%.c $(BUILD)/flags
 	@mkdir -p $(@D)
 	@$(call say,LINK $@)
 	$(Q)$(CC) -shared $(KV_CFLAGS) $(CPPFLAGS) $(CFLAGS) $(LDFLAGS) -o $@ $< -ldl

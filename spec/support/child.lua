@@ -56,6 +56,12 @@ function commands.guard(key, value)
 end
 function commands.held() return tostring(lock:held()) end
 function commands.state() return lock:state() end
+function commands.day() return tostring(os.time()) end
+--- A write that is only done while the lock is held.
+function commands.guard(key, value)
+  local done, message, code = store:txn():guard(lock):put(key, value):commit()
+  return done and "done" or show(nil, message, code)
+end
 
 function commands.campaign(name, value, ttl, timeout)
   election = assert(store:election(name, {ttl = tonumber(ttl)}))

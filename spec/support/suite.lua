@@ -102,9 +102,11 @@ function T.keys(pairs_found)
   return table.concat(names, " ")
 end
 
---- Another process with a store on the same place; see spec/support/child.lua for what it can be asked.
-function T:child(options)
-  local process = util.lua("spec/support/child.lua", URL, self.prefix, options or "")
+--- Another process with a store on the same place; see spec/support/child.lua for what it can be asked. `environment`:
+-- a list of "NAME=value", or nil.
+function T:child(options, environment)
+  local process = assert(native.spawn{util.interpreter(), "spec/support/child.lua", URL, self.prefix, options or "",
+    pipe = true, env = environment})
   self.children[#self.children + 1] = process
   local line, problem = process:line(20)
   assert.equal("ready", line, problem)
