@@ -1,4 +1,5 @@
 --- Hands on what locks have in Consul.
+local kv = require("kv")
 local by_hand = require("spec.support.by_hand")
 local servers = require("spec.support.servers")
 
@@ -28,4 +29,24 @@ describe("locks of Consul, by hand:", function()
     overwrite = function(key) http("PUT", "/v1/kv/" .. quoted(key), "by hand") end,
     survives_overwriting = false, -- the token is the index of the last write
   }
+
+  it("a leader whose session is destroyed has lost, and the next one leads behind the lock-delay", function()
+    local store, other = assert(kv.open(server:url("/app"))), assert(kv.open(server:url("/app")))
+    local first = assert(assert(store:election("boss", {ttl = 3})):campaign("first", 10))
+    local watch = assert(assert(other:election("boss")):observe())
+    assert.equal("first", assert(watch:next(10)).value)
+    local id = http("GET", "/v1/kv/.kv/leader/app%252Fboss"):match('"Session": *"([^"]+)"')
+    assert.is_string(id)
+    http("PUT", "/v1/session/destroy/" .. id)
+    assert(first:wait_lost(10))
+    assert.is_false(first:is_leader())
+    assert.equal("delete", assert(watch:next(10)).type)
+    local second = assert(assert(other:election("boss", {ttl = 3})):campaign("second", 40))
+    assert.is_true(second.token > first.token)
+    assert.same({value = "second", token = second.token}, assert(first:leader()))
+    assert.equal("second", assert(watch:next(10)).value)
+    assert(second:resign())
+    store:close()
+    other:close()
+  end)
 end)
