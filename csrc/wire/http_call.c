@@ -11,7 +11,7 @@
 
 #define SECOND INT64_C(1000000000)
 #define PATH_BYTES ((size_t)32 << 10)
-#define BODY_BYTES ((size_t)4 << 20)
+#define BODY_BYTES ((size_t)8 << 20)
 
 /* ------------------------------------------------------------------ text from servers */
 

@@ -242,7 +242,7 @@ function Etcd2:v2(path, ...)
   return assert(servers.run(command))
 end
 
---- A server. Options as of servers.etcd(), but for auth: users (root with .password; worker:w0rk may use /allowed/).
+--- A server. Options as of servers.etcd(), but for auth: users (root with .password; worker:w0rk may use /allowed).
 function servers.etcd2(options)
   local self = setmetatable(servers.etcd(options), Etcd2)
   if not self.options.users then return self end
@@ -250,8 +250,8 @@ function servers.etcd2(options)
     self:v2(path, "-X", "PUT", "-H", "Content-Type: application/json", "-d", body)
   end
   put("/auth/users/root", ('{"user": "root", "password": "%s"}'):format(ROOT_PASSWORD))
-  put("/auth/roles/limited", '{"role": "limited", "permissions": {"kv": {"read": ["/allowed/*"], ' ..
-    '"write": ["/allowed/*"]}}}')
+  put("/auth/roles/limited", '{"role": "limited", "permissions": {"kv": {"read": ["/allowed*"], ' ..
+    '"write": ["/allowed*"]}}}')
   put("/auth/users/worker", '{"user": "worker", "password": "w0rk", "roles": ["limited"]}')
   put("/auth/enable", "")
   self:v2("/auth/roles/guest", "-u", "root:" .. ROOT_PASSWORD, "-X", "DELETE")
