@@ -403,9 +403,21 @@ static bool must_wait(struct kv_watch *watch) {
   return wait;
 }
 
+static void forget_revision(void *argument, struct kv_known *known) {
+  (void)argument;
+  known->revision = known->created = 0;
+}
+
+/* The store is behind what it had told: it has lost its data, and the same revision may be another write's now. */
+static void begin_anew(struct kv_watch *watch) {
+  kv_delivered_each(&watch->delivered, forget_revision, NULL);
+  watch->after = 0;
+}
+
 static void page_done(struct kv_watch *watch, struct kv_result *result) {
   size_t offset = 0;
   kv_pair pair, last = {.key = {NULL, 0}};
+  if (!watch->listing_revision && watch->was_synced && result->revision < watch->position) begin_anew(watch);
   while (result->page && kv_page_next(result->page, &offset, &pair)) {
     see_pair(watch, &pair);
     last = pair;
