@@ -106,7 +106,7 @@ static void end(struct http_call *call, kv_code code, const char *cause) {
   kv_buffer_free(&call->path);
   kv_buffer_free(&call->body);
   kv_buffer_free(&call->text);
-  calls->release(call, code);
+  calls->release(call, code, cause ? cause : "failed");
   if (!op) return;
   op->data = NULL;
   if (code == KV_OK)
@@ -168,6 +168,7 @@ void http_call_body(struct http_call *call, const char *data, size_t size) {
 static void on_sent(struct http_request *http) {
   struct http_call *call = (struct http_call *)http;
   if (call->op && call->write) call->op->sent = true;
+  if (call->write && call->calls->sent) call->calls->sent(call);
 }
 
 static bool on_body(struct http_request *http, const char *data, size_t size) {
@@ -238,7 +239,7 @@ static void close_now(struct kv_task *task) {
   }
   host->timer_stop(&calls->close_timer);
   calls->closed = true;
-  if (calls->closing_now) calls->closing_now(calls);
+  if (calls->closing_now) calls->closing_now(calls->context);
   while (calls->first) http_call_finish(calls->first, KV_CLOSED, "the store was closed");
   http_client_close(calls->http);
   host->closed(calls->backend);

@@ -21,10 +21,12 @@ struct http_calls {
   struct http_client *http;
   const char *server;                          /* "Consul": whose answer is not what it should be */
   size_t answer_max;                           /* bytes of a body that is gathered */
-  /* A call ends: free what the driver has in it, and its memory. Its op was not answered yet, and is gone after. */
-  void (*release)(struct http_call *call, kv_code code);
+  /* A call ends, for this cause: free what the driver has in it, and its memory. Its op is answered right after. */
+  void (*release)(struct http_call *call, kv_code code, const char *cause);
+  void (*sent)(struct http_call *call);        /* optional: the first byte of a write is about to leave */
   void (*came)(struct http_call *call);        /* optional: an answer came, whatever it says. Must not end the call */
-  void (*closing_now)(struct http_calls *calls); /* optional: end what is no call */
+  void (*closing_now)(void *context);          /* optional: end what is no call */
+  void *context;
   /* http_call.c's */
   struct http_call *first;
   bool closing, closed;

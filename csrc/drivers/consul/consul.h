@@ -22,7 +22,7 @@
 #define KV_CONSUL_H
 
 #include "../../wire/base64.h"
-#include "../../wire/http.h"
+#include "../../wire/http_call.h"
 #include "../../wire/json.h"
 #include "../driver.h"
 
@@ -85,24 +85,17 @@ struct consul_lane {
 
 /* An operation, or something of ours (op == NULL): a chain of requests. */
 struct consul_call {
-  struct http_request http;        /* first */
+  HTTP_CALL_FIELDS                 /* first */
   struct consul *consul;
-  struct consul_call *next, **link;
-  struct kv_op *op;
   void (*answered)(struct consul_call *call);
   void (*then)(struct consul_call *call); /* when the session of a put is there */
   double ttl;
   bool single;
-  bool write;                      /* the request that is out: its loss leaves a doubt */
-  bool undo;                       /* when cancelled it goes on without op, so that what it did can be taken back */
-  bool has_query;
-  struct kv_buffer path, body, text;
   struct consul_pairs *pairs;      /* the answer is a listing, read as it comes */
   unsigned rounds;
   char session[CONSUL_SESSION_SIZE];
   bool kept;                       /* the sessions that were made for a put are in use now */
   uint64_t flags;
-  bool failed;                     /* out of memory on the way */
   struct consul_write *wrote;
   struct consul_large *large;
   struct consul_listing *listing;
@@ -127,22 +120,19 @@ void consul_send(struct consul_call *call, const char *method, bool write, void 
 void consul_send_pairs(struct consul_call *call, struct consul_pairs *pairs,
                        void (*answered)(struct consul_call *call));
 /* The end of the call and its op. format: NULL with KV_OK. */
-void consul_finish(struct consul_call *call, kv_code code, const char *format, ...) KV_PRINTF(3, 4);
+#define consul_finish(call, ...) http_call_finish((struct http_call *)(call), __VA_ARGS__)
 /* An answer that is no success. */
 void consul_refuse(struct consul_call *call);
 void consul_garbled(struct consul_call *call);
 void consul_no_memory(struct consul_call *call);
 void consul_call_cancel(struct consul_call *call);
-/* What the status and text mean. */
+void consul_call_release(struct http_call *base, kv_code code, const char *cause); /* of struct http_calls */
+void consul_call_sent(struct http_call *base);
+/* What the status and text mean. Keys stand in the middle of what transactions say, and may hold any words: only the
+ * ends are Consul's. */
 kv_code consul_code(int status, kv_slice text, bool write);
 /* Does a header say that something was held back? Then it is no picture of what is there. */
 bool consul_filtered(const struct http_request *http);
-bool consul_says(kv_slice text, const char *words);
-/* Keys stand in the middle of what transactions say, and may hold any words: only the ends are Consul's. */
-bool consul_begins(kv_slice text, const char *words);
-bool consul_ends(kv_slice text, const char *words);
-/* One line of `text` that can be shown. */
-const char *consul_shown(kv_slice text, char *out, size_t size);
 uint64_t consul_flags(void);
 
 /* ------------------------------------------------------------------ operations */
@@ -250,18 +240,13 @@ void consul_waiter_free(struct consul_call *call);
 struct consul {
   struct kv_backend *backend;
   const struct kv_config *config;
-  struct http_client *http;
-  struct consul_call *calls;
+  struct http_calls calls;
   struct consul_watches watches;
   bool crowded_locks[CONSUL_LOCK_MARKS]; /* see join() in queue.c */
   struct consul_lane gets, puts;
   struct consul_lane *counting;    /* of a call that is being made, or NULL */
   double ttl_min;                  /* what the server told, 0: not known */
   bool version_asked;
-  bool closing, closed;
-  int64_t close_until;
-  struct kv_timer close_timer;
-  struct kv_task close_task;
 };
 
 #endif

@@ -5,16 +5,13 @@
 
 #include "consul.h"
 
-#define CLOSE_GRACE (CONSUL_SECOND / 2)
+#define CLOSE_GRACE 0.5 /* seconds, for sessions that nobody wants */
 
 const struct kv_host *kv_consul;
 
 static void attach(const struct kv_host *host) {
   kv_consul = host;
 }
-
-static void close_late(struct kv_timer *timer);
-static void close_now(struct kv_task *task);
 
 /* ------------------------------------------------------------------ beginning */
 
@@ -23,30 +20,6 @@ static char *make_token_header(const char *token) {
   char *header = malloc(size);
   if (header) snprintf(header, size, "X-Consul-Token: %s", token);
   return header;
-}
-
-/* For a proxy in front of Consul. */
-static char *make_login_header(const char *username, const char *password) {
-  static const char name[] = "Authorization: Basic ";
-  struct kv_buffer plain, header;
-  bool good = true;
-  kv_buffer_init(&plain, 4096);
-  kv_buffer_init(&header, 8192);
-  good = good && kv_buffer_add(&plain, username, strlen(username)) && kv_buffer_add(&plain, ":", 1);
-  good = good && (!password || kv_buffer_add(&plain, password, strlen(password)));
-  good = good && kv_buffer_add(&header, name, sizeof name - 1);
-  good = good && base64_encode(&header, (kv_slice){plain.data, plain.size}) && kv_buffer_add(&header, "", 1);
-  if (plain.data) memset(plain.data, 0, plain.size);
-  kv_buffer_free(&plain);
-  if (!good) kv_buffer_free(&header);
-  return good ? header.data : NULL;
-}
-
-/* What goes into a header must not end it. */
-static bool is_header_text(const char *text) {
-  for (; text && *text; text++)
-    if ((unsigned char)*text < 0x20 || *text == 0x7f) return false;
-  return true;
 }
 
 static void crowded(void *context) {
@@ -58,7 +31,7 @@ static struct http_client *make_client(struct consul *consul) {
   const char *headers[3] = {NULL, NULL, NULL};
   size_t count = 0;
   char *token = config->token ? make_token_header(config->token) : NULL;
-  char *login = config->username ? make_login_header(config->username, config->password) : NULL;
+  char *login = config->username ? http_login_header(config->username, config->password) : NULL;
   struct http_client *client = NULL;
   if (token) headers[count++] = token;
   if (login) headers[count++] = login;
@@ -75,15 +48,24 @@ static struct http_client *make_client(struct consul *consul) {
   return client;
 }
 
+static void closing_now(void *context) {
+  consul_watches_close(context);
+  consul_share_close(context);
+}
+
 static void *create(struct kv_backend *backend, const struct kv_config *config, kv_error *error) {
   struct consul *consul = calloc(1, sizeof *consul);
-  bool good_token = is_header_text(config->token);
+  bool good_token = http_is_header_text(config->token);
   if (consul) {
     consul->backend = backend;
     consul->config = config;
-    if (good_token) consul->http = make_client(consul);
+    consul->calls = (struct http_calls){.host = kv_consul, .backend = backend, .server = "Consul",
+                                        .answer_max = CONSUL_ANSWER_MAX, .release = consul_call_release,
+                                        .sent = consul_call_sent, .closing_now = closing_now, .context = consul};
+    http_calls_init(&consul->calls);
+    if (good_token) consul->calls.http = make_client(consul);
   }
-  if (!consul || !consul->http) {
+  if (!consul || !consul->calls.http) {
     free(consul);
     error->code = good_token ? KV_FAILED : KV_INVALID;
     strcpy(error->message, good_token ? "out of memory" : "the token holds a control character");
@@ -91,49 +73,21 @@ static void *create(struct kv_backend *backend, const struct kv_config *config, 
   }
   consul_watches_init(consul);
   consul_share_init(consul);
-  consul->close_timer.fire = close_late;
-  consul->close_timer.data = consul;
-  consul->close_task.run = close_now;
-  consul->close_task.data = consul;
   return consul;
 }
 
 static void destroy(void *state) {
   struct consul *consul = state;
-  http_client_free(consul->http);
+  http_client_free(consul->calls.http);
   consul_watches_free(consul);
   free(consul);
 }
 
 /* ------------------------------------------------------------------ closing */
 
-/* What is still under way is ours alone: sessions that nobody wants. They get a moment. */
-static void close_now(struct kv_task *task) {
-  struct consul *consul = task->data;
-  if (consul->closed) return;
-  if (consul->calls && kv_consul->now() < consul->close_until) {
-    kv_consul->timer_set(&consul->close_timer, kv_consul->now() + CONSUL_SECOND / 100);
-    return;
-  }
-  kv_consul->timer_stop(&consul->close_timer);
-  consul->closed = true;
-  consul_watches_close(consul);
-  consul_share_close(consul);
-  while (consul->calls) consul_finish(consul->calls, KV_CLOSED, "the store was closed");
-  http_client_close(consul->http);
-  kv_consul->closed(consul->backend);
-}
-
-static void close_late(struct kv_timer *timer) {
-  struct consul *consul = timer->data;
-  close_now(&consul->close_task);
-}
-
 static void close_slot(void *state) {
   struct consul *consul = state;
-  consul->closing = true;
-  consul->close_until = kv_consul->now() + CLOSE_GRACE;
-  kv_consul->defer(&consul->close_task); /* perhaps we are inside an answer */
+  http_calls_close(&consul->calls, CLOSE_GRACE);
 }
 
 /* ------------------------------------------------------------------ operations */

@@ -74,7 +74,7 @@ static void written(struct consul_call *call) {
     consul_refuse(call);
     return;
   }
-  bool good = consul_says(answer, "true");
+  bool good = http_says(answer, "true");
   if (!good && !large->written) call->op->sent = false; /* refused */
   if (!good && large->step == STEP_CAS) {
     bool creates = call->op->condition == KV_IF_ABSENT;
@@ -102,7 +102,7 @@ static void holder_told(struct consul_call *call) {
     return;
   }
   bool there = json_text(json_member(json_item(answer, 0), "Behavior"), &behavior);
-  bool deletes = there && consul_says(behavior, "delete");
+  bool deletes = there && http_says(behavior, "delete");
   json_free(answer);
   if (!there && call->rounds++ < ROUNDS_MAX)
     look(call);

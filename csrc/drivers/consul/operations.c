@@ -192,9 +192,9 @@ static void deleted(struct consul_call *call) {
   bool denied = consul_txn_denied(answer, &what), refused = denied || consul_txn_error(answer, 0, &what);
   bool conditional = op->condition == KV_IF_REVISION;
   char shown[160];
-  consul_shown(refused ? what : (kv_slice){NULL, 0}, shown, sizeof shown);
+  http_shown(refused ? what : (kv_slice){NULL, 0}, shown, sizeof shown);
   bool another = refused && !conditional && consul_current_session(what, call->session);
-  bool gone = refused && consul_ends(what, "doesn't exist");
+  bool gone = refused && http_ends(what, "doesn't exist");
   json_free(answer);
   if (denied)
     consul_finish(call, KV_DENIED, "%s", shown);
@@ -243,7 +243,7 @@ static void tree_refused(struct consul_call *call) {
   bool denied = consul_txn_denied(answer, &what);
   bool told = denied || json_text(json_member(json_item(json_member(answer, "Errors"), 0), "What"), &what);
   kv_code code = denied ? KV_DENIED : KV_FAILED;
-  consul_shown(what, shown, sizeof shown);
+  http_shown(what, shown, sizeof shown);
   json_free(answer);
   consul_finish(call, code, "%s", told ? shown : "refused");
 }
@@ -341,7 +341,7 @@ static void version_told(struct consul_call *call) {
   char text[64];
   struct json *self = call->http.status == 200 ? json_read(call->http.answer) : NULL;
   if (json_text(json_member(json_member(self, "Config"), "Version"), &version))
-    kv_consul->connected(call->consul->backend, true, NULL, consul_shown(version, text, sizeof text));
+    kv_consul->connected(call->consul->backend, true, NULL, http_shown(version, text, sizeof text));
   json_free(self);
   consul_finish(call, KV_OK, NULL);
 }
@@ -349,7 +349,7 @@ static void version_told(struct consul_call *call) {
 /* A token that may not know it changes nothing else. */
 void consul_ask_version(struct consul *consul) {
   consul->version_asked = true;
-  struct consul_call *call = consul->closing ? NULL : consul_call_new(consul, NULL);
+  struct consul_call *call = consul->calls.closing ? NULL : consul_call_new(consul, NULL);
   if (!call) return;
   consul_path(call, "/v1/agent/self", (kv_slice){NULL, 0}, "");
   consul_send(call, "GET", false, version_told);

@@ -145,8 +145,8 @@ static void delete_ours(struct consul_call *call, const struct consul_lock_key *
 static bool refused_for_good(struct consul_call *call, const struct json *answer, kv_slice what) {
   char shown[160];
   bool denied = consul_txn_denied(answer, &what);
-  bool gone = consul_begins(what, "invalid session") || consul_begins(what, "failed session lookup");
-  if (denied) consul_finish(call, KV_DENIED, "%s", consul_shown(what, shown, sizeof shown));
+  bool gone = http_begins(what, "invalid session") || http_begins(what, "failed session lookup");
+  if (denied) consul_finish(call, KV_DENIED, "%s", http_shown(what, shown, sizeof shown));
   else if (gone) consul_finish(call, KV_LOST, "the session is gone");
   return denied || gone;
 }
@@ -297,7 +297,7 @@ static void line_told(struct consul_call *call) {
     bool told = consul_txn_error(answer, 0, &what);
     if (refused_for_good(call, answer, what)) told = false;
     else if (op->kind == KV_QUEUE_CLAIM) consul_finish(call, KV_LOST, "our entry in the queue is gone");
-    else consul_finish(call, KV_FAILED, "%s", told ? consul_shown(what, shown, sizeof shown) : "refused");
+    else consul_finish(call, KV_FAILED, "%s", told ? http_shown(what, shown, sizeof shown) : "refused");
   } else if (!consul_txn_result(answer, slice(&ticket), NULL, &pair)) {
     consul_garbled(call);
   } else if (!tell_nearest(call, json_member(answer, "Results"), pair.created, pair.revision)) {
@@ -381,7 +381,7 @@ static void joined(struct consul_call *call) {
   if (call->http.status == 409) {
     bool told = consul_txn_error(answer, 0, &what);
     if (!refused_for_good(call, answer, what))
-      consul_finish(call, KV_FAILED, "%s", told ? consul_shown(what, shown, sizeof shown) : "refused");
+      consul_finish(call, KV_FAILED, "%s", told ? http_shown(what, shown, sizeof shown) : "refused");
   } else if (!consul_txn_result(answer, slice(&ticket), NULL, &pair)) {
     consul_garbled(call);
   } else {
@@ -411,7 +411,7 @@ static void joined_and_taken(struct consul_call *call) {
     if (!taken(call, answer)) consul_garbled(call);
   } else if (consul_txn_error(answer, 0, &what) || consul_txn_denied(answer, &what)) {
     if (!refused_for_good(call, answer, what))
-      consul_finish(call, KV_FAILED, "%s", consul_shown(what, shown, sizeof shown));
+      consul_finish(call, KV_FAILED, "%s", http_shown(what, shown, sizeof shown));
   } else { /* somebody holds it */
     stand_in_line(call);
   }
@@ -510,7 +510,7 @@ static void claimed(struct consul_call *call) {
     /* finished */
   } else if (consul_txn_error(answer, 0, &what)) {
     if (!refused_for_good(call, answer, what)) consul_finish(call, KV_LOST, "our entry in the queue is gone");
-  } else if (!locked && consul_ends(what, "lock delay")) {
+  } else if (!locked && http_ends(what, "lock delay")) {
     op->result.retry_after = DELAYED;
     consul_finish(call, KV_OK, NULL);
   } else {
@@ -538,7 +538,7 @@ static void foreign_refused(struct consul_call *call, const struct json *answer)
   kv_slice what = {NULL, 0};
   bool told = consul_txn_error(answer, 1, &what);
   if (refused_for_good(call, answer, what)) return;
-  if (told && consul_ends(what, "lock delay")) op->result.retry_after = DELAYED;
+  if (told && http_ends(what, "lock delay")) op->result.retry_after = DELAYED;
   /* Else somebody was faster: AHEAD tells whether he holds it. */
   consul_finish(call, KV_OK, NULL);
 }

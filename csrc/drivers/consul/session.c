@@ -227,6 +227,6 @@ void consul_lease_revoke(struct consul *consul, struct kv_op *op) {
 }
 
 void consul_session_abandon(struct consul *consul, const char *session) {
-  struct consul_call *call = consul->closed ? NULL : consul_call_new(consul, NULL);
+  struct consul_call *call = consul->calls.closed ? NULL : consul_call_new(consul, NULL);
   if (call) with_session(call, "/v1/session/destroy/", session, destroyed); /* else it expires */
 }

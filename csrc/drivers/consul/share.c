@@ -293,7 +293,7 @@ static void out_of_patience(struct kv_timer *timer) {
 
 void consul_lane_freed(struct consul_lane *lane) {
   lane->out--;
-  if (lane->count && !lane->consul->closed) kv_consul->defer(&lane->task);
+  if (lane->count && !lane->consul->calls.closed) kv_consul->defer(&lane->task);
 }
 
 /* ------------------------------------------------------------------ for driver.c */
@@ -337,7 +337,7 @@ bool consul_share_cancel(struct consul *consul, struct kv_op *op) {
   struct consul_call *call = op->data;
   struct consul_shared *shared = call->shared;
   bool others = false;
-  http_doubt(consul->http, &call->http);
+  http_doubt(consul->calls.http, &call->http);
   for (size_t i = 0; i < shared->count; i++) {
     if (shared->ops[i] == op) finish_one(shared, i, KV_CANCELLED, "cancelled");
     others = others || shared->ops[i];

@@ -95,7 +95,7 @@ struct consul_source {
 };
 
 static void service_later(struct consul *consul) {
-  if (!consul->closed) kv_consul->defer(&consul->watches.service);
+  if (!consul->calls.closed) kv_consul->defer(&consul->watches.service);
 }
 
 static kv_slice key_of(const struct consul_source *source) {
@@ -192,7 +192,7 @@ static void ended(struct consul_read *reader) {
 
 static void give_up(struct consul_read *reader) {
   if (!reader->out) return;
-  http_cancel(reader->source->consul->http, &reader->http);
+  http_cancel(reader->source->consul->calls.http, &reader->http);
   ended(reader);
 }
 
@@ -414,8 +414,8 @@ static void refused(struct consul_read *reader) {
   int status = reader->http.status;
   kv_slice text = {reader->text.data, reader->text.size};
   kv_code code = consul_code(status, text, false);
-  consul_shown(text, shown, sizeof shown);
-  if (status == 429) http_crowded(source->consul->http);
+  http_shown(text, shown, sizeof shown);
+  if (status == 429) http_crowded(source->consul->calls.http);
   if (code == KV_UNAVAILABLE || source->kind == SOURCE_ANCESTOR) {
     interrupted(source);
   } else {
@@ -506,7 +506,7 @@ static void ask(struct consul_read *reader, bool blocking) {
   reader->http.on_body = on_body;
   reader->http.done = on_done;
   if (!blocking && !source->slot && source->kind != SOURCE_ANCESTOR) consul->watches.reading++;
-  http_start(consul->http, &reader->http);
+  http_start(consul->calls.http, &reader->http);
 }
 
 /* ------------------------------------------------------------------ the one place that decides */
@@ -656,7 +656,7 @@ static void ask_all(struct consul_watches *watches) {
 static void service(struct kv_task *task) {
   struct consul *consul = task->data;
   struct consul_watches *watches = &consul->watches;
-  if (consul->closed) return;
+  if (consul->calls.closed) return;
   drop_unwanted(watches);
   give_slots(watches);
   tend_ancestor(consul);

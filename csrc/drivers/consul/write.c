@@ -118,7 +118,7 @@ bool consul_txn_denied(const struct json *answer, kv_slice *what) {
   const struct json *errors = json_member(answer, "Errors");
   for (size_t i = 0; i < json_count(errors); i++) {
     kv_slice text;
-    if (!json_text(json_member(json_item(errors, i), "What"), &text) || !consul_begins(text, "Permission denied"))
+    if (!json_text(json_member(json_item(errors, i), "What"), &text) || !http_begins(text, "Permission denied"))
       continue;
     *what = text;
     return true;
@@ -454,25 +454,25 @@ static void refused(struct consul_call *call, const struct json *answer) {
   char shown[200];
   call->op->sent = false; /* as a whole */
   if (consul_txn_denied(answer, &what)) {
-    consul_finish(call, KV_DENIED, "%s", consul_shown(what, shown, sizeof shown));
+    consul_finish(call, KV_DENIED, "%s", http_shown(what, shown, sizeof shown));
   } else if (refused_role(wrote, answer, ROLE_CHECK, &part, &what)) {
     check_failed(call, part);
   } else if (refused_role(wrote, answer, ROLE_ANCESTOR, &part, &what)) {
     consul_finish(call, KV_NOT_DIR, "a key stands where a directory is needed");
   } else if (call->rounds++ >= ROUNDS_MAX) {
     consul_finish(call, KV_UNAVAILABLE, "the sessions of the keys change all the time");
-  } else if (refused_role(wrote, answer, ROLE_LOCK, &part, &what) && consul_ends(what, "lock delay")) {
+  } else if (refused_role(wrote, answer, ROLE_LOCK, &part, &what) && http_ends(what, "lock delay")) {
     consul_finish(call, KV_UNAVAILABLE, "the key is under a lock-delay");
   } else if (refused_role(wrote, answer, ROLE_LOCK, &part, &what) &&
-             (consul_begins(what, "invalid session") || consul_begins(what, "failed session lookup"))) {
+             (http_begins(what, "invalid session") || http_begins(what, "failed session lookup"))) {
     session_gone(call, part);
   } else if (learn_holders(wrote, answer)) {
     settle_holders(call);
-  } else if (refused_role(wrote, answer, ROLE_LOCK, &part, &what) && consul_ends(what, "already held")) {
+  } else if (refused_role(wrote, answer, ROLE_LOCK, &part, &what) && http_ends(what, "already held")) {
     read_key(call, part);
   } else {
     bool told = json_text(json_member(json_item(json_member(answer, "Errors"), 0), "What"), &what);
-    consul_finish(call, KV_FAILED, "%s", told ? consul_shown(what, shown, sizeof shown) : "refused");
+    consul_finish(call, KV_FAILED, "%s", told ? http_shown(what, shown, sizeof shown) : "refused");
   }
 }
 

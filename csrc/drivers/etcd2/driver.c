@@ -15,9 +15,10 @@ static void attach(const struct kv_host *host) {
 
 /* ------------------------------------------------------------------ calls */
 
-static void release(struct http_call *base, kv_code code) {
+static void release(struct http_call *base, kv_code code, const char *cause) {
   struct etcd2_call *call = (struct etcd2_call *)base;
   (void)code;
+  (void)cause;
   kv_etcd2->timer_stop(&call->timer);
   kv_buffer_free(&call->value);
   if (call->listing) etcd2_listing_free(call->listing);
@@ -29,9 +30,8 @@ static void came(struct http_call *base) {
   if (!etcd2->version_asked) etcd2_ask_version(etcd2);
 }
 
-static void closing_now(struct http_calls *calls) {
-  struct etcd2 *etcd2 = (struct etcd2 *)(void *)((char *)calls - offsetof(struct etcd2, calls));
-  etcd2_watches_close(etcd2);
+static void closing_now(void *context) {
+  etcd2_watches_close(context);
 }
 
 /* ------------------------------------------------------------------ beginning */
@@ -55,7 +55,7 @@ static void *create(struct kv_backend *backend, const struct kv_config *config, 
     etcd2->config = config;
     etcd2->calls = (struct http_calls){.host = kv_etcd2, .backend = backend, .http = make_client(etcd2),
                                        .server = "etcd", .answer_max = ETCD2_ANSWER_MAX, .release = release,
-                                       .came = came, .closing_now = closing_now};
+                                       .came = came, .closing_now = closing_now, .context = etcd2};
     http_calls_init(&etcd2->calls);
     if (etcd2->calls.http) return etcd2;
   }
