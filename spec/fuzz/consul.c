@@ -81,7 +81,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   read_answer(text);
   if (consul_current_session(text, session)) MUST(strlen(session) == 36);
   if (consul_duration(text, &seconds)) MUST(seconds >= 0);
-  MUST(strlen(consul_shown(text, shown, sizeof shown)) < sizeof shown);
+  MUST(strlen(http_shown(text, shown, sizeof shown)) < sizeof shown);
   consul_code(500, text, true);
   return 0;
 }
