@@ -233,7 +233,7 @@ describe("semaphore", function()
     assert.equal("1", assert(t.store:get("data")).value)
     assert(t.store:txn():guard(one):put("data", "3"):commit())
     assert(one:release())
-  end, "semaphore")
+  end, "semaphore", "txn")
 
   suite.both("does not show in lists, and delete_tree does not touch it", function(t)
     local held = acquired(t, "dir/pool", 1, {value = "v"})

@@ -121,7 +121,8 @@ const struct kv_driver kv_driver_etcd2 = {
   .name = "etcd2",
   .schemes = schemes,
   .capabilities =
-    KV_CAN_MOVE_PLAIN | KV_CAN_TTL | KV_CAN_LOCK | KV_CAN_LEASE | KV_CAN_WATCH | KV_CAN_RESUME | KV_CAN_EVERY_VERSION,
+    KV_CAN_MOVE_PLAIN | KV_CAN_TTL | KV_CAN_LOCK | KV_CAN_SEMAPHORE | KV_CAN_LEASE | KV_CAN_WATCH | KV_CAN_RESUME |
+    KV_CAN_EVERY_VERSION,
   .limits = {.value_max = ETCD2_VALUE_MAX, .lease_min = 1},
   .attach = attach,
   .create = create,

@@ -3,15 +3,16 @@
  *
  *   _kv/lock/NAME/ID      the value: what the lock shows
  *
- * whose order is that of their createdIndex, as of the keys that etcd makes in order itself. The names are chosen by us,
- * so that an entry whose creation was not answered is found again. The first one holds the lock, and its
- * createdIndex is the token: it comes from the one log of the servers.
+ * whose order is that of their createdIndex, as of the keys that etcd makes in order itself. The names are chosen by
+ * us, so that an entry whose creation was not answered is found again. The first one holds the lock (of a semaphore the
+ * first `limit`), and its createdIndex is the token: it comes from the one log of the servers.
  *
- * Once an entry is first it stays first, for those behind it only get greater indexes. So right after its creation it is
- * enough to read the directory from any server that has come as far in the log.
+ * Once an entry is first it stays first, for those behind it only get greater indexes. So right after its creation it
+ * is enough to read the directory from any server that has come as far in the log.
  *
  * The directory is removed, if it is empty, when the lease of the lock is given back.
  */
+#include <stdlib.h>
 #include <string.h>
 
 #include "etcd2.h"
@@ -102,14 +103,22 @@ static void read_queue(struct etcd2_call *call, bool strong, void (*then)(struct
   etcd2_send_read(call, then);
 }
 
+/* The createdIndex of our entry in the listing, 0: it is not there. */
+static uint64_t find_ours(const struct etcd2_call *call) {
+  const struct etcd2_found *found;
+  size_t at = 0;
+  while (etcd2_listing_next(call->listing, &at, &found))
+    if (is_id(id_of(found), call->op->place->id)) return found->created;
+  return 0;
+}
+
 /* From the listing: call->mine, call->ahead, and the id of that. */
 static void read_line(struct etcd2_call *call) {
   const struct etcd2_found *found;
   size_t at = 0;
-  call->mine = call->ahead = 0;
-  while (etcd2_listing_next(call->listing, &at, &found))
-    if (is_id(id_of(found), call->op->place->id)) call->mine = found->created;
-  for (at = 0; call->mine && etcd2_listing_next(call->listing, &at, &found);) {
+  call->ahead = 0;
+  call->mine = find_ours(call);
+  while (call->mine && etcd2_listing_next(call->listing, &at, &found)) {
     kv_slice id = id_of(found);
     if (found->created >= call->mine || found->created <= call->ahead || id.size > KV_PLACE_ID_MAX) continue;
     call->ahead = found->created;
@@ -122,9 +131,47 @@ static void tell_gone(struct etcd2_call *call) {
   etcd2_finish(call, KV_LOST, "our entry in the queue is gone");
 }
 
+static int nearest_first(const void *a, const void *b) {
+  const struct etcd2_found *const *left = a, *const *right = b;
+  return ((*left)->created < (*right)->created) - ((*left)->created > (*right)->created);
+}
+
+/* Of a semaphore: all that are before us, the nearest first. */
+static bool give_nearest(struct etcd2_call *call, size_t *before) {
+  struct kv_op *op = call->op;
+  const struct etcd2_found *found, **line = calloc(call->listing->count + 1, sizeof *line);
+  size_t at = 0, count = 0;
+  bool good = line != NULL;
+  while (good && etcd2_listing_next(call->listing, &at, &found))
+    if (found->created < call->mine && id_of(found).size <= KV_PLACE_ID_MAX) line[count++] = found;
+  if (good) qsort(line, count, sizeof *line, nearest_first);
+  for (size_t i = 0; i < count && i < op->place->limit && good; i++)
+    good = kv_etcd2->pair(op, id_of(line[i]), id_of(line[i]), call->index, 1, false);
+  free(line);
+  *before = count;
+  return good;
+}
+
+static void answer_many(struct etcd2_call *call) {
+  struct kv_op *op = call->op;
+  size_t before;
+  if (!give_nearest(call, &before)) {
+    http_call_no_memory(etcd2_base(call));
+    return;
+  }
+  op->place->token = call->mine;
+  op->result.answered_ahead = op->kind == KV_QUEUE_JOIN;
+  op->result.found = (before < op->place->limit) == (op->kind == KV_QUEUE_CLAIM);
+  etcd2_finish(call, KV_OK, NULL);
+}
+
 static void answer_ahead(struct etcd2_call *call) {
   struct kv_op *op = call->op;
   struct kv_place *place = op->place;
+  if (place->limit) {
+    answer_many(call);
+    return;
+  }
   bool first = !call->ahead;
   if (!first) {
     memcpy(place->ahead, call->ahead_id, sizeof call->ahead_id);
