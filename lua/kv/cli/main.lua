@@ -34,6 +34,7 @@ local function overall_help()
 Stores:
   local:/var/lib/app               a folder, shared by the processes that open it
   etcd://host:2379,other:2379/app  etcd, v3 API; etcds:// with TLS
+  etcd2://host:2379/app            etcd, v2 API; etcd2s:// with TLS
   consul://host:8500/app           Consul; consuls:// with TLS
   zk://host:2181,other:2181/app    ZooKeeper; zks:// with TLS
 
