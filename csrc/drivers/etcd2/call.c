@@ -67,6 +67,8 @@ struct etcd2_call *etcd2_call_new(struct etcd2 *etcd2, struct kv_op *op) {
   struct etcd2_call *call = http_call_new(&etcd2->calls, sizeof *call, op);
   if (!call) return NULL;
   call->etcd2 = etcd2;
+  kv_list_init(&call->wait);
+  kv_list_init(&call->same);
   call->content_type = FORM;
   kv_buffer_init(&call->value, 2 * ETCD2_VALUE_MAX);
   return call;

@@ -19,10 +19,14 @@ static void release(struct http_call *base, kv_code code, const char *cause) {
   struct etcd2_call *call = (struct etcd2_call *)base;
   (void)code;
   (void)cause;
+  struct etcd2 *etcd2 = call->etcd2;
+  bool was_sync = call->is_sync;
   kv_etcd2->timer_stop(&call->timer);
+  etcd2_share_release(call);
   kv_buffer_free(&call->value);
   if (call->listing) etcd2_listing_free(call->listing);
   free(call);
+  if (was_sync) etcd2_share_synced(etcd2);
 }
 
 static void came(struct http_call *base) {
@@ -57,6 +61,8 @@ static void *create(struct kv_backend *backend, const struct kv_config *config, 
                                        .server = "etcd", .answer_max = ETCD2_ANSWER_MAX, .release = release,
                                        .came = came, .closing_now = closing_now, .context = etcd2};
     http_calls_init(&etcd2->calls);
+    etcd2_share_init(etcd2);
+    etcd2->share_task = (struct kv_task){.run = etcd2_share_turn, .data = etcd2};
     if (etcd2->calls.http) return etcd2;
   }
   free(etcd2);

@@ -4,6 +4,7 @@
  *   call.c          calls: the path of a key, reading answers; what an answer without success means
  *   nodes.c         what etcd says of a node; how values are kept
  *   read.c          get, list, ping
+ *   share.c         strong reads of keys that are asked for at once
  *   write.c         put, delete, and reading again what a condition missed
  *   tree.c          delete_tree; removing directories that are left empty
  *   lease.c         leases: keys whose time to live is renewed
@@ -28,6 +29,7 @@
 #include "../../wire/http_call.h"
 #include "../../wire/json.h"
 #include "../driver.h"
+#include "../list.h"
 
 #define ETCD2_SECOND INT64_C(1000000000)
 #define ETCD2_VALUE_MAX ((size_t)1 << 20)
@@ -145,6 +147,9 @@ struct etcd2_call {
   uint64_t mine, ahead;
   char ahead_id[KV_PLACE_ID_MAX + 1];
   struct kv_timer timer;
+  /* share.c */
+  struct kv_list wait, same;     /* among those who wait; those who wait for what this one reads */
+  bool counted, is_sync;
 };
 
 static inline struct http_call *etcd2_base(struct etcd2_call *call) {
@@ -209,9 +214,19 @@ static inline kv_slice etcd2_found_value(const struct etcd2_found *found) {
 bool etcd2_is_listing(struct etcd2_call *call);
 
 void etcd2_get(struct etcd2 *etcd2, struct kv_op *op);
+/* The end of a get, by what was read (for this call or another one). */
+void etcd2_answer_get(struct etcd2_call *call, const struct etcd2_listing *listing, uint64_t index);
 void etcd2_list(struct etcd2 *etcd2, struct kv_op *op);
 void etcd2_ping(struct etcd2 *etcd2, struct kv_op *op);
 void etcd2_ask_version(struct etcd2 *etcd2);
+
+/* ------------------------------------------------------------------ share.c */
+
+void etcd2_share_init(struct etcd2 *etcd2);
+void etcd2_share_get(struct etcd2 *etcd2, struct kv_op *op);
+void etcd2_share_turn(struct kv_task *task);
+void etcd2_share_synced(struct etcd2 *etcd2);        /* the sync has ended, whatever came of it */
+void etcd2_share_release(struct etcd2_call *call);
 
 /* ------------------------------------------------------------------ write.c, tree.c */
 
@@ -271,6 +286,12 @@ struct etcd2 {
   struct etcd2_poll *polls;
   bool version_asked;
   bool creating;               /* the last put that could be either made a new key */
+  /* share.c */
+  struct kv_list waiting, synced; /* calls: for the next sync, and for the one that is out */
+  bool syncing, apart;         /* apart: this user may not read what a sync reads */
+  uint64_t sync_index;         /* what it told, 0: nothing */
+  unsigned reads_out;
+  struct kv_task share_task;
 };
 
 #endif

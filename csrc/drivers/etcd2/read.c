@@ -79,13 +79,12 @@ bool etcd2_is_listing(struct etcd2_call *call) {
 
 /* ------------------------------------------------------------------ get */
 
-static void got(struct etcd2_call *call) {
+void etcd2_answer_get(struct etcd2_call *call, const struct etcd2_listing *listing, uint64_t index) {
   struct kv_op *op = call->op;
   const struct etcd2_found *found;
   size_t at = 0;
-  if (!etcd2_is_listing(call)) return;
-  op->result.revision = call->index;
-  while (etcd2_listing_next(call->listing, &at, &found)) {
+  op->result.revision = index;
+  while (etcd2_listing_next(listing, &at, &found)) {
     kv_slice key = etcd2_found_key(found);
     if (key.size != op->key.size || memcmp(key.data, op->key.data, key.size) != 0) continue;
     if (kv_etcd2->pair(op, op->key, etcd2_found_value(found), found->revision, found->created, false)) break;
@@ -95,11 +94,18 @@ static void got(struct etcd2_call *call) {
   etcd2_finish(call, KV_OK, NULL);
 }
 
+static void got(struct etcd2_call *call) {
+  if (etcd2_is_listing(call)) etcd2_answer_get(call, call->listing, call->index);
+}
+
 void etcd2_get(struct etcd2 *etcd2, struct kv_op *op) {
+  if (!(op->flags & KV_FAST)) {
+    etcd2_share_get(etcd2, op);
+    return;
+  }
   struct etcd2_call *call = etcd2_call_new(etcd2, op);
   if (!call || !etcd2_listing_new(call, !(op->flags & KV_KEYS_ONLY), false)) return;
   etcd2_path(call, op->key);
-  etcd2_strong(call);
   etcd2_send_read(call, got);
 }
 
