@@ -76,7 +76,7 @@ describe("etcd2 with users", function()
   teardown(function() server:stop() end)
 
   local function open(user, password, prefix)
-    return assert(kv.open(server:url(prefix), {username = user, password = password, timeout = 2}))
+    return assert(kv.open(server:url(prefix), {username = user, password = password, timeout = 20}))
   end
 
   it("root may do all, by the URL too", function()

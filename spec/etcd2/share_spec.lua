@@ -1,4 +1,4 @@
---- Many requests at once, of which strong reads share what makes them strong; and requests that are let go at any moment.
+--- Many requests at once, of which strong reads share what makes them strong; and requests that are let go.
 local kv = require("kv")
 local servers = require("spec.support.servers")
 

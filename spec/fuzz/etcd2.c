@@ -1,7 +1,7 @@
 /*
- * Fuzz what an etcd sends by its v2 API: a tree, read in pieces as it comes and in one piece, must give the same nodes and
- * the same verdict; an event, an error and the mark of a value must be read without harm whatever they are; and a value
- * must come back from what is kept of it. The first byte is the size of the pieces.
+ * Fuzz what an etcd sends by its v2 API: a tree, read in pieces as it comes and in one piece, must give the same nodes
+ * and the same verdict; an event, an error and the mark of a value must be read without harm whatever they are; and a
+ * value must come back from what is kept of it. The first byte is the size of the pieces.
  */
 #include <stdint.h>
 #include <stdio.h>

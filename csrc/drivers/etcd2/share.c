@@ -1,10 +1,10 @@
 /*
  * share.c - strong reads of keys that are asked for at once share what makes them strong.
  *
- * A read with quorum=true is an entry in the log of the servers, written and synced as a put is. So only a few are out at
- * a time. Those that come meanwhile wait, and then one such read serves them all: its answer tells an index that lies
- * behind everything that was answered before they were asked for, and a plain read from any server that has come that
- * far is as good. One that has not is asked again, through the quorum. Of several reads of the same key one is sent.
+ * A read with quorum=true is an entry in the log of the servers, written and synced as a put is. So only a few are out
+ * at a time. Those that come meanwhile wait, and then one such read serves them all: its answer tells an index that
+ * lies behind everything that was answered before they were asked for, and a plain read from any server that has come
+ * that far is as good. One that has not is asked again, through the quorum. Of several reads of a key one is sent.
  *
  * One caller after the other never waits, and shares nothing.
  */
