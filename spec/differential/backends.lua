@@ -3,6 +3,7 @@
 -- What a backend can do is asked from its store (`supports`). What else the contract lets differ are traits:
 --    nodes           keys are nodes that keep their kind, see nodes.lua
 --    directories     a key has a value or children, never both, as everywhere in portable mode
+--    whole_trees     a tree is deleted as one: a watch cannot resume behind a revision before that
 local kv = require("kv")
 local util = require("spec.support.util")
 
@@ -43,7 +44,7 @@ end}
 known.etcd = {start = server("etcd")}
 known["etcd-plain"] = {start = server("etcd"), options = {leading_slash = false}}
 known["etcd-cluster"] = {start = cluster(function() return require("spec.support.servers").cluster(3) end)}
-known.etcd2 = {start = server("etcd2"), traits = {directories = true}}
+known.etcd2 = {start = server("etcd2"), traits = {directories = true, whole_trees = true}}
 known.consul = {start = server("consul")}
 known.zookeeper = {start = server("zookeeper"), traits = {nodes = true}}
 

@@ -142,6 +142,7 @@ end
 
 function keys.delete_tree.run(run, step)
   local done, message, code = run:store(step.store):delete_tree(step.dir)
+  run.tree_deleted = step.id
   return done and tostring(done) or run.failure(message, code)
 end
 
