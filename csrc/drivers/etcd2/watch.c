@@ -2,10 +2,10 @@
  * watch.c - watches: one long poll for each, which gives one event, and then the next one from the index behind it. The
  * server keeps the last 1000 events of the whole store; when what we ask for is no longer among them, the core lists.
  *
- * A poll that nothing came to is asked again after a while. Its head told the index of the server when it began: up to
- * there nothing had happened, so the next one asks from there, and stays within the history where it can. An index
- * that is smaller than what was seen, or another cluster: the server has lost its data, or it lags behind; a listing
- * tells.
+ * A poll that nothing came to is asked again after a while, from the same index: its head may have come, and the event
+ * behind it be lost on the way. On a server that has much to do that costs a listing now and then. The head tells the
+ * index of the server. One that is smaller than what was seen, or another cluster: the server has lost its data, or it
+ * lags behind; a listing tells.
  *
  * A whole directory is deleted by one event, which the server gives to all who watch something in it too.
  */
@@ -16,7 +16,7 @@
 
 #include "etcd2.h"
 
-#define POLL_AGAIN (60 * ETCD2_SECOND)
+#define POLL_AGAIN (600 * ETCD2_SECOND)
 #define PATH_BYTES ((size_t)16 << 10)
 #define BACKOFF_MAX 1.0
 
@@ -29,7 +29,6 @@ struct etcd2_poll {
   struct kv_timer timer;      /* out: ask again; otherwise: ask */
   bool out;
   uint64_t index;             /* of the next event at the earliest */
-  uint64_t begun;             /* the server's index when the poll began, 0: not told */
   unsigned failures, empty;
 };
 
@@ -79,12 +78,12 @@ static bool header_hex(const struct http_request *http, const char *name, uint64
 static void on_head(struct http_request *http) {
   struct etcd2_poll *poll = (struct etcd2_poll *)http;
   struct kv_feed *feed = poll->feed;
-  uint64_t cluster;
-  if (http->status != 200 || !http_header_number(http, "X-Etcd-Index", &poll->begun)) return;
+  uint64_t cluster, index;
+  if (http->status != 200 || !http_header_number(http, "X-Etcd-Index", &index)) return;
   if (!header_hex(http, "X-Etcd-Cluster-Id", &cluster)) cluster = feed->history;
   bool other = feed->history && cluster != feed->history;
   feed->history = cluster;
-  if (other || poll->begun + 1 < poll->index) {
+  if (other || index + 1 < poll->index) {
     lose(poll, KV_COMPACTED, "the server has lost what it had told");
     return;
   }
@@ -197,7 +196,6 @@ static void ask(struct etcd2_poll *poll) {
   poll->http.answer_max = ETCD2_ANSWER_MAX;
   poll->http.on_head = on_head;
   poll->http.done = on_done;
-  poll->begun = 0;
   poll->out = true;
   kv_etcd2->timer_set(&poll->timer, kv_etcd2->now() + POLL_AGAIN);
   http_start(poll->etcd2->calls.http, &poll->http);
@@ -209,7 +207,6 @@ static void time_is_up(struct kv_timer *timer) {
   if (poll->out) {
     http_cancel(poll->etcd2->calls.http, &poll->http);
     poll->out = false;
-    if (poll->begun >= poll->index) poll->index = poll->begun + 1;
   }
   ask(poll);
 }
