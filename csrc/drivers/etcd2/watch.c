@@ -29,6 +29,7 @@ struct etcd2_poll {
   struct kv_timer timer;      /* out: ask again; otherwise: ask */
   bool out;
   uint64_t index;             /* of the next event at the earliest */
+  uint64_t begun;             /* the server's index when the poll began, 0: not told */
   unsigned failures, empty;
 };
 
@@ -78,12 +79,12 @@ static bool header_hex(const struct http_request *http, const char *name, uint64
 static void on_head(struct http_request *http) {
   struct etcd2_poll *poll = (struct etcd2_poll *)http;
   struct kv_feed *feed = poll->feed;
-  uint64_t cluster, index;
-  if (http->status != 200 || !http_header_number(http, "X-Etcd-Index", &index)) return;
+  uint64_t cluster;
+  if (http->status != 200 || !http_header_number(http, "X-Etcd-Index", &poll->begun)) return;
   if (!header_hex(http, "X-Etcd-Cluster-Id", &cluster)) cluster = feed->history;
   bool other = feed->history && cluster != feed->history;
   feed->history = cluster;
-  if (other || index + 1 < poll->index) {
+  if (other || poll->begun + 1 < poll->index) {
     lose(poll, KV_COMPACTED, "the server has lost what it had told");
     return;
   }
@@ -196,6 +197,7 @@ static void ask(struct etcd2_poll *poll) {
   poll->http.answer_max = ETCD2_ANSWER_MAX;
   poll->http.on_head = on_head;
   poll->http.done = on_done;
+  poll->begun = 0;
   poll->out = true;
   kv_etcd2->timer_set(&poll->timer, kv_etcd2->now() + POLL_AGAIN);
   http_start(poll->etcd2->calls.http, &poll->http);
