@@ -7,6 +7,7 @@
 --    cluster:leftovers()      what is on the servers and belongs to locks, leases or sessions, as texts
 --    cluster:version()        of the server
 --    cluster:part(i, mode)    a member does not hear the others, or they it, or both (etcd); cluster:rejoin()
+--    cluster:disagreement(dir)  keys below it that the members, each asked by itself, do not know as the same
 --    cluster:heal()           all runs and is reachable again;  cluster:stop()
 local kv = require("kv")
 local native = require("spec.native")
@@ -205,6 +206,29 @@ function Cluster:rejoin()
     link:tell("cut-reset")
     link:tell("now pass")
   end
+end
+
+local function state_of_member(self, i, dir)
+  local url = ("%s://127.0.0.1:%d/%s"):format(self.backend.scheme, self.members[i].port, self.prefix)
+  local store = assert(kv.open(url, {timeout = 10}))
+  local state = {}
+  for _, pair in ipairs(assert(store:list(dir, {consistency = "fast"}))) do state[pair.key] = pair.revision end
+  store:close()
+  return state
+end
+
+--- When all is well and nobody writes: a server's own fault, which is not to be laid at our door, or hidden.
+function Cluster:disagreement(dir)
+  local keys, states = {}, {}
+  for i in ipairs(self.members) do states[i] = state_of_member(self, i, dir) end
+  for _, state in ipairs(states) do
+    for key, revision in pairs(state) do
+      for _, other in ipairs(states) do
+        if other[key] ~= revision then keys[key] = true end
+      end
+    end
+  end
+  return keys
 end
 
 function Cluster:heal()

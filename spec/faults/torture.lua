@@ -247,6 +247,19 @@ local function work(cluster, crew, options, problems)
   return nemesis.counts
 end
 
+-- Problems with keys on which the servers themselves do not agree are theirs.
+local function lay_at_their_door(report, keys)
+  local ours = {}
+  for _, problem in ipairs(report.problems) do
+    local theirs = false
+    for key in pairs(keys) do theirs = theirs or problem:find(key .. ":", 1, true) ~= nil end
+    local list = theirs and report.of_servers or ours
+    list[#list + 1] = problem
+  end
+  for key in pairs(keys) do report.of_servers[#report.of_servers + 1] = "the members do not agree on " .. key end
+  report.problems = ours
+end
+
 --- Options: backend, seconds, seed, crew {register=, lock=, watch=}, calm (seconds between faults at most), tell (a
 -- function for lines as they happen), ttl, client (more options of client.lua), keep (keep the folder in any case).
 function torture.run(given)
@@ -254,7 +267,7 @@ function torture.run(given)
   local options = {ttl = TTLS[given.seed % #TTLS + 1], calm = CALMS[math.floor(given.seed / 3) % #CALMS + 1]}
   for name, value in pairs(given) do options[name] = value end
   local cluster = clusters.start(options.backend)
-  local report = {problems = problems, folder = folder, backend = options.backend, seed = options.seed,
+  local report = {problems = problems, of_servers = {}, folder = folder, backend = options.backend, seed = options.seed,
     seconds = options.seconds, ttl = options.ttl, version = cluster:version()}
   local crew
   local ok, problem = xpcall(function()
@@ -263,12 +276,14 @@ function torture.run(given)
     cluster:heal()
     for _, role in ipairs{"register", "lock", "ttl", "watch"} do crew:finish(role, problems) end
     options.left = check_peace(cluster, (options.client or {}).names or 2, options.ttl, problems)
+    local disagreement = cluster:disagreement("r")
     report.counts = torture.judge(crew.files, options, problems)
+    lay_at_their_door(report, disagreement)
   end, debug.traceback)
-  if not ok then problems[#problems + 1] = problem end
+  if not ok then report.problems[#report.problems + 1] = problem end
   for _, client in pairs(crew and crew.living or {}) do client.process:kill("KILL") end
   cluster:stop()
-  if #problems == 0 and not options.keep then util.remove(folder) end
+  if #report.problems == 0 and not options.keep then util.remove(folder) end
   return report
 end
 
@@ -300,6 +315,7 @@ function torture.text(report)
     lines[#lines + 1] = ("  watches: %d, %d events, %d killed before their end; largest client %.1f MB"):format(
       watches.watches, watches.events, watches.unfinished, counts.memory / 1024)
   end
+  for _, text in ipairs(report.of_servers or {}) do lines[#lines + 1] = "  SERVER " .. text:gsub("\n", "\n    ") end
   for _, problem in ipairs(report.problems) do lines[#lines + 1] = "  PROBLEM " .. problem:gsub("\n", "\n    ") end
   if #report.problems > 0 then lines[#lines + 1] = "  the histories are kept in " .. report.folder end
   return table.concat(lines, "\n")
