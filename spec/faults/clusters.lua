@@ -36,6 +36,12 @@ local function lines_with(text, pattern, list)
   return list
 end
 
+-- The body of an answer.
+local function http(member, path)
+  local answer = native.exchange(member.port, ("GET %s HTTP/1.0\r\nHost: kv\r\n\r\n"):format(path), 2) or ""
+  return answer:match("\r\n\r\n(.*)$") or ""
+end
+
 local etcd = {scheme = "etcd", watch_compaction = true}
 backends.etcd = etcd
 
@@ -65,14 +71,21 @@ function etcd.compact(member)
   return revision and member:try_ctl("compact", revision, "--command-timeout", "1s") ~= nil
 end
 
+-- The same servers, by their older interface.
+local etcd2 = {scheme = "etcd2", start = etcd.start, leads = etcd.leads, version = etcd.version, settle = etcd.settle}
+backends.etcd2 = etcd2
+
+function etcd2.leftovers(cluster)
+  local list = {}
+  -- Its directories stay: what is in them must not.
+  for node in http(cluster.members[1], "/v2/keys/_kv?recursive=true&quorum=true"):gmatch('{"key":"[^{}]*}') do
+    if not node:find('"dir":true', 1, true) then list[#list + 1] = node:match('"key":"([^"]*)"') end
+  end
+  return list
+end
+
 local consul = {scheme = "consul"}
 backends.consul = consul
-
--- The body of an answer.
-local function http(member, path)
-  local answer = native.exchange(member.port, ("GET %s HTTP/1.0\r\nHost: kv\r\n\r\n"):format(path), 2) or ""
-  return answer:match("\r\n\r\n(.*)$") or ""
-end
 
 function consul.start() return servers.consul_cluster(COUNT) end
 
@@ -249,7 +262,7 @@ function Cluster:stop()
   if self.folder then util.remove(self.folder) end
 end
 
---- @tparam string name "etcd", "consul", "zookeeper" or "local"
+--- @tparam string name "etcd", "etcd2", "consul", "zookeeper" or "local"
 function clusters.start(name)
   local self = setmetatable({name = name, backend = backends[name], members = {}, proxies = {}, links = {},
     prefix = backends[name] and "torture" or ""}, Cluster)
