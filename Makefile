@@ -7,6 +7,7 @@
 #   make test                 everything that must pass, on the embedded store and on a real etcd
 #   make check                warnings as errors, linters, sanitizers, valgrind, fuzzers
 #   make torture              faults for 30 minutes on each backend; MINUTES=, SEED=, BACKENDS= (docs/faults.md)
+#   make docs                 pages of every function and the guides, into build/docs (LDoc)
 #   make bench                measure, with the peers beside it
 #   make rock                 a source rock for LuaRocks, into build/rocks
 #   make install PREFIX=/usr/local DESTDIR=
@@ -320,6 +321,10 @@ bench:
 	@$(MAKE_ALL) LUA=lua5.4 all support
 	@$(MAKE_ALL) LUA=luajit all support
 	@BUILD='$(BUILD)' scripts/run-bench
+
+docs:
+	@scripts/install-packages.sh docs
+	@LUA='$(LUA_INTERPRETER)' BUILD='$(BUILD)' scripts/make-docs
 
 fuzz:
 	@$(MAKE_ALL) CC=clang SANITIZE=fuzzer,address BUILD=$(BUILD)/fuzzers fuzzers

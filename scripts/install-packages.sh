@@ -16,12 +16,12 @@ packages_of() {
       etcd-client openssl curl lua-cqueues lua-luv lua-copas lua-socket \
       nginx-light libnginx-mod-http-lua lua-resty-core zookeeper libzookeeper-java default-jre-headless \
       python3-kazoo libcurator-recipes-java libbsh-java \
-      zsh lua5.3 liblua5.3-dev lua5.2 liblua5.2-dev luarocks chromium chromium-driver ;;
+      zsh lua5.3 liblua5.3-dev lua5.2 liblua5.2-dev luarocks chromium chromium-driver lua-ldoc lua-discount ;;
     openresty) echo 'luajit2|luajit' 'libluajit2-5.1-dev|libluajit-5.1-dev' nginx-light libnginx-mod-http-lua lua-resty-core ;;
     bench) echo golang-go golang-etcd-server-dev golang-github-docker-libkv-dev nghttp2-client wrk ;;
     check) echo clang libclang-rt-dev lua-check shellcheck cppcheck valgrind lua5.2 liblua5.2-dev lua5.3 liblua5.3-dev luarocks \
       util-linux ;;
-    docs) echo lua-ldoc ;;
+    docs) echo lua-ldoc lua-discount ;;
     *) return 1 ;;
   esac
 }
