@@ -130,7 +130,7 @@ MAKEFLAGS += --no-builtin-rules
 .SUFFIXES:
 .DELETE_ON_ERROR:
 .SECONDARY:
-.PHONY: all all-luas demo test check torture bench install install-module uninstall clean c-units support host fuzz fuzzers notes FORCE
+.PHONY: all all-luas demo test check torture bench docs rock install install-module uninstall clean c-units support host fuzz fuzzers notes FORCE
 
 all: notes $(CORE_SO) $(PROCESS_SO) $(DRIVER_SO) $(LAUNCHER)
 
