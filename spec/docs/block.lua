@@ -4,28 +4,36 @@
 -- are done when nothing has happened for a while. What is printed is for the caller to judge.
 local documents = require("spec.support.documents")
 local kv = require("kv")
+local util = require("spec.support.util")
 
 local QUIET = 0.7 -- seconds that a block may wait for what never comes
+
+local function done()
+  util.remove_folders()
+  os.exit(0)
+end
 
 local wanted = tonumber(arg[2])
 for _, block in ipairs(documents.blocks(arg[1])) do
   if block.line == wanted then
     local environment = setmetatable({kv = kv, store = assert(kv.open("local:"))}, {__index = _G})
     local before = assert(documents.load(block.before, "before", environment))
-    local run = assert(documents.load(block.code, ("%s:%d"):format(arg[1], block.line), environment))
+    -- A folder that a guide names is one of ours here.
+    local code = block.code:gsub("local:/[%w/]+", "local:" .. util.folder() .. "/store")
+    local run = assert(documents.load(code, ("%s:%d"):format(arg[1], block.line), environment))
     io.stdout:setvbuf("no")
     before()
     if block.code:find("kv.run(", 1, true) then
       run()
-      os.exit(0)
+      done()
     end
     kv.run(function()
       local task = kv.spawn(run)
       local _, message, code = task:join(QUIET)
       -- The rest of it would wait for ever: that it came here without an error is what was asked.
-      if code == "timeout" then os.exit(0) end
+      if code == "timeout" then done() end
       if code then error(message, 0) end
-      os.exit(0)
+      done()
     end)
   end
 end
