@@ -1,12 +1,12 @@
 --- Runs one block of code of a guide in a process of its own: lua spec/docs/block.lua FILE LINE
 --
--- It has what a reader of the guide has: `kv`, and `store`, an embedded one. Blocks that go on for ever (they watch)
--- are done when nothing has happened for a while. What is printed is for the caller to judge.
+-- It has what a reader of the guide has: `kv`, and `store`, an embedded one. Blocks that go on for ever
+-- are done when they have printed what they say and wait. What is printed is for the caller to judge.
 local documents = require("spec.support.documents")
 local kv = require("kv")
 local util = require("spec.support.util")
 
-local QUIET = 0.7 -- seconds that a block may wait for what never comes
+local QUIET = 0.5 -- seconds between looks at a block that goes on for ever
 
 local function done()
   util.remove_folders()
@@ -17,6 +17,11 @@ local wanted = tonumber(arg[2])
 for _, block in ipairs(documents.blocks(arg[1])) do
   if block.line == wanted then
     local environment = setmetatable({kv = kv, store = assert(kv.open("local:"))}, {__index = _G})
+    local printed = 0
+    function environment.print(...)
+      print(...)
+      printed = printed + 1
+    end
     local before = assert(documents.load(block.before, "before", environment))
     -- A folder that a guide names is one of ours here.
     local code = block.code:gsub("local:/[%w/]+", "local:" .. util.folder() .. "/store")
@@ -29,10 +34,9 @@ for _, block in ipairs(documents.blocks(arg[1])) do
     end
     kv.run(function()
       local task = kv.spawn(run)
-      local _, message, code = task:join(QUIET)
-      -- The rest of it would wait for ever: that it came here without an error is what was asked.
-      if code == "timeout" then done() end
-      if code then error(message, 0) end
+      repeat
+        local _, _, why = task:join(block.goes_on and QUIET or nil)
+      until why ~= "timeout" or printed >= #block.prints
       done()
     end)
   end

@@ -3,6 +3,7 @@
 -- A block is what stands between ```lua and ```. A comment before it that readers do not see tells what is special:
 --
 --    <!-- before: job = "x" -->        code that is run first; `kv` and `store` are always there
+--    <!-- goes on -->                  it does not end: it watches
 --    <!-- not run: nginx -->           only compiled: the reason why
 local util = require("spec.support.util")
 
@@ -12,7 +13,7 @@ local function note(text, name)
   return text:match("<!%-%- " .. name .. ":?%s*(.-)%s*%-%->")
 end
 
---- The blocks of a file: {line=, code=, before=, not_run=, prints=}.
+--- The blocks of a file: {line=, code=, before=, goes_on=, not_run=, prints=}.
 function documents.blocks(path)
   local found, number, special, block, fence = {}, 0, "", nil, nil
   for line in (assert(util.read(path), path) .. "\n"):gmatch("(.-)\n") do
@@ -33,7 +34,7 @@ function documents.blocks(path)
       fence = true
       if line == "```lua" then
         block = {line = number, prints = {}, before = note(special, "before") or "",
-          not_run = note(special, "not run")}
+          goes_on = note(special, "goes on") ~= nil, not_run = note(special, "not run")}
       end
     elseif line ~= "" then
       special = line:find("^<!%-%-") and special .. line or (special:find("%-%->") or special == "") and "" or
