@@ -164,6 +164,18 @@ describe("kv copy between backends", function()
     for _, server in ipairs{etcd, consul, zookeeper} do server:stop() end
   end)
 
+  it("brings what libkv wrote with etcd's v2 API to v3", function()
+    local etcd, first = servers.etcd{}, cli.url()
+    local old, values = ("etcd2://127.0.0.1:%d/app"):format(etcd.port), {}
+    -- There a key has no keys below it.
+    for key, value in pairs(ODD) do values[key == "dir" and "file" or key] = value end
+    fill(first, values)
+    succeeds("copy", first, old)
+    succeeds("copy", old, etcd:url("/app"))
+    assert.same(values, contents(etcd:url("/app")))
+    etcd:stop()
+  end)
+
   it("goes on after it was interrupted", function()
     local from, values, total = cli.url(), {}, 20000
     for i = 1, total do values[("key/%05d"):format(i)] = "v" .. i end

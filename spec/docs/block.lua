@@ -24,7 +24,7 @@ for _, block in ipairs(documents.blocks(arg[1])) do
     end
     local before = assert(documents.load(block.before, "before", environment))
     -- A folder that a guide names is one of ours here.
-    local code = block.code:gsub("local:/[%w/]+", "local:" .. util.folder() .. "/store")
+    local code = block.code:gsub("local:/?%l[%w/]*", "local:" .. util.folder() .. "/store")
     local run = assert(documents.load(code, ("%s:%d"):format(arg[1], block.line), environment))
     io.stdout:setvbuf("no")
     before()
