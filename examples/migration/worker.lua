@@ -1,12 +1,13 @@
 -- A worker that goes on while its keys are moved from one store to another: lua worker.lua OLD NEW NAME
 --
--- It counts to ROUNDS in the key count/NAME. A write to the old store has the condition that the mark of the move is
--- not there, in the same transaction: so behind the mark not one write lands in the old store, and none is lost.
+-- It counts in the key count/NAME, ROUNDS times after the move, and says how far it came. A write to the old store has
+-- the condition that the mark of the move is not there, in the same transaction: so behind the mark not one write lands
+-- in the old store, and none is lost.
 
 local kv = require("kv")
 
 local MARK = "moved" -- in the old store: no more writes here; in the new one: go on here
-local ROUNDS = tonumber(os.getenv("ROUNDS")) or 1000
+local ROUNDS = tonumber(os.getenv("ROUNDS")) or 500
 local old_url, new_url, name = arg[1], arg[2], arg[3]
 local key = "count/" .. name
 
@@ -33,18 +34,18 @@ local function move_on(old)
 end
 
 io.stdout:setvbuf("line")
-local store, guarded = assert(kv.open(old_url)), true
-for round = 1, ROUNDS do
-  while true do
-    local done, code, message = step(store, guarded)
-    if done then break end
-    if code ~= "modified" then error(message, 0) end
-    if guarded and assert(store:get(MARK)) then
-      store, guarded = move_on(store), false
-      print(("%s goes on in the new store from %d"):format(name, round))
-    end
+local store, guarded, count, last = assert(kv.open(old_url)), true, 0, math.huge
+while count < last do
+  local done, code, message = step(store, guarded)
+  if done then
+    count = count + 1
+    kv.sleep(0.002)
+  elseif code ~= "modified" then
+    error(message, 0)
+  elseif guarded and assert(store:get(MARK)) then
+    print(("%s goes on in the new store from %d"):format(name, count))
+    store, guarded, last = move_on(store), false, count + ROUNDS
   end
-  kv.sleep(0.002)
 end
-print(("%s has counted to %d"):format(name, ROUNDS))
+print(("%s has counted to %d"):format(name, count))
 store:close()
