@@ -65,6 +65,30 @@ describe("ZooKeeper's network", function()
     assert(store:put("key", "w", {timeout = 10}))
   end)
 
+  it("reads that wait to share a sync are answered after a cut too", function()
+    local store = open{session_ttl = 20}
+    for i = 1, 50 do assert(direct:put("key/" .. i, "v" .. i)) end
+    assert(store:ping())
+    proxy:tell("delay 20")
+    kv.run(function()
+      local tasks, answered = {}, 0
+      for i = 1, 50 do
+        tasks[i] = kv.spawn(function()
+          for _ = 1, 6 do
+            assert.equal("v" .. i, assert(store:get("key/" .. i)).value)
+            answered = answered + 1
+          end
+          assert.is_nil((store:get("none/" .. i)))
+        end)
+      end
+      for _, limit in ipairs{0, 60, 140} do
+        while answered <= limit and answered < 250 do kv.sleep(0.001) end
+        proxy:tell("cut")
+      end
+      for _, task in ipairs(tasks) do task:join() end
+    end)
+  end)
+
   it("a cut in the middle of answers loses no event", function()
     local store = open{session_ttl = 20}
     for i = 1, 200 do assert(direct:put("dir/" .. i, ("x"):rep(100))) end
