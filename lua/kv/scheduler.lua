@@ -164,6 +164,12 @@ function BLOCKED.answer(_, tag, ...)
   arrived[tag] = pack(...)
 end
 
+-- A cancel may come when the answer is on its way already: then it counts for the next wait. Who was told of it has this
+-- code, or "unknown" for a write that was sent.
+local function settle(task, value, _, code)
+  if task.cancelling and value == nil and (code == "cancelled" or code == "unknown") then task.cancelling = nil end
+end
+
 -- `direct`: we are the loop, so a task may be resumed right here.
 local function deliver(direct, tag, ...)
   local waiter = waiting[tag]
@@ -173,6 +179,7 @@ local function deliver(direct, tag, ...)
       outside = outside - 1
       if waiter.waits ~= tag then return end
       waiter.waits, waiter.id = nil, nil
+      settle(waiter, ...)
       if direct then return run_task(waiter, ...) end
       return make_ready(waiter, ...)
     end
@@ -344,7 +351,10 @@ end
 
 local function wait_in_host(waiter)
   repeat host.wait(waiter) until waiter.state
-  if waiter.of then waiter.of.id = nil end
+  if waiter.of then
+    waiter.of.id = nil
+    settle(waiter.of, unpack(waiter.results, 1, waiter.results.n))
+  end
   return unpack(waiter.results, 1, waiter.results.n)
 end
 
@@ -363,10 +373,7 @@ local function await_in_host(tag, id)
   local task = waiter.of
   if task then
     task.id = id
-    if task.cancelling then
-      task.cancelling = nil
-      core.cancel(id)
-    end
+    if task.cancelling then core.cancel(id) end
   end
   if not scheduler.yields_across_pcall then return wait_in_host(waiter) end
   return forget(tag, id, waiter, pcall(wait_in_host, waiter))
@@ -379,10 +386,7 @@ function scheduler.await(tag, id)
     forget_waits(task)
     waiting[tag], task.waits, task.id = task, tag, id
     outside = outside + 1
-    if task.cancelling then
-      task.cancelling = nil
-      core.cancel(id)
-    end
+    if task.cancelling then core.cancel(id) end
     return yield(TOKEN)
   end
   if in_host() then return await_in_host(tag, id) end
@@ -740,13 +744,12 @@ end
 -- @treturn boolean whether the task was still there
 function Task:cancel()
   if self.done or self.dropped then return false end
-  if self.id then
-    core.cancel(self.id)
-  elseif self.waiter and not self.waiter.state then
+  if self.waiter and not self.waiter.state then
     wake_as(self.waiter, "cancelled")
-  else
-    self.cancelling = true
+    return true
   end
+  self.cancelling = true
+  if self.id then core.cancel(self.id) end
   return true
 end
 

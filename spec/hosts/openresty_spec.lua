@@ -89,21 +89,23 @@ local SERVER = [[
       local kv = require("kv")
       local held = assert(assert(store:lock("cancelled")):acquire(10))
       local watch = assert(store:watch("nothing"))
-      local cleaned
+      local cleaned, inside
+      local line = store:lock("cancelled")
       local tasks = {
         sleep = kv.spawn(function() return select(3, kv.sleep(30)) end),
-        lock = kv.spawn(function() return select(3, store:lock("cancelled"):acquire()) end),
+        lock = kv.spawn(function() return select(3, line:acquire()) end),
         watch = kv.spawn(function() return select(3, watch:next()) end),
         join = kv.spawn(function() return select(3, kv.spawn(function() kv.sleep(0.5) end):join()) end),
         with_lock = kv.spawn(function()
           return select(3, store:with_lock("another", {}, function()
+            inside = true
             local _, _, code = kv.sleep(30)
             cleaned = true
             return nil, nil, code
           end))
         end),
       }
-      ngx.sleep(0.05)
+      while not (inside and line:state() == "waiting") do ngx.sleep(0.005) end
       tasks.early = kv.spawn(function() return select(3, kv.sleep(30)) end)
       for _, task in pairs(tasks) do assert(task:cancel()) end
       local said = {}

@@ -377,6 +377,26 @@ describe("cancel", function()
     end)
   end
 
+  it("that comes when the answer is on its way counts for the next wait", function()
+    local core, store = require("kv.core"), assert(kv.open("local:"))
+    local value, code, later
+    kv.run(function()
+      local task = kv.spawn(function()
+        value = assert(store:put("key", "v")).value
+        code = select(3, kv.sleep(30))
+        later = kv.sleep(0.001)
+      end)
+      kv.sleep(0)
+      util.eventually(core.pending, "the answer is in the queue, and nobody has looked")
+      assert.is_true(task:cancel())
+      task:join(10)
+    end)
+    assert.equal("v", value)
+    assert.equal("cancelled", code)
+    assert.is_true(later)
+    store:close()
+  end)
+
   it("before the first wait counts for it", function()
     kv.run(function()
       local codes = {}
