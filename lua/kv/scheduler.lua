@@ -164,8 +164,8 @@ function BLOCKED.answer(_, tag, ...)
   arrived[tag] = pack(...)
 end
 
--- A cancel may come when the answer is on its way already: then it counts for the next wait. Who was told of it has this
--- code, or "unknown" for a write that was sent.
+-- A cancel may come when the answer is on its way already: then it counts for the next wait. Who was told of it has
+-- this code, or "unknown" for a write that was sent.
 local function settle(task, value, _, code)
   if task.cancelling and value == nil and (code == "cancelled" or code == "unknown") then task.cancelling = nil end
 end
