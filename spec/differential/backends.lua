@@ -50,6 +50,14 @@ known.zookeeper = {start = server("zookeeper"), traits = {nodes = true}}
 
 local backends = {}
 
+--- Is it one that the model takes for granted, or a trait?
+function backends.is_capability(name)
+  for _, capability in ipairs(CAPABILITIES) do
+    if capability == name then return true end
+  end
+  return false
+end
+
 --- Start a backend.
 -- @tparam string name
 -- @treturn table {name =, traits =, open = function(options) -> store, stop = function()}

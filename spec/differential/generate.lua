@@ -148,7 +148,8 @@ function Maker:reference(full, current)
   end
 end
 
---- A reference to a pair with a revision to resume behind: one whose place among the others is certain; or nil.
+--- A reference to any pair with a revision that is certain, as one to resume behind must be: keys that put_many() wrote
+-- may share theirs, and come in any order; or nil.
 function Maker:past()
   local reference = self:reference()
   if not reference then return nil end
@@ -165,7 +166,7 @@ function Maker:previous(store, key, can_be_none)
   if how == "zero" then return {zero = true} end
   if how == "same" then found = self:reference(full, true) end
   if how == "old" then found = self:reference(full, false) end
-  if how == "other" then found = self:reference() end
+  if how == "other" then found = self:past() end
   if not found and can_be_none and self.random:chance(70) then return {none = true} end
   return found or {wrong = true}
 end

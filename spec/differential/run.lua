@@ -84,11 +84,22 @@ local function show(backend, difference, options)
     options.length, backend.name))
 end
 
+-- What it lacks, and what else lets its answers differ by contract.
+local function traits_of(backend)
+  local texts = {}
+  for name, value in pairs(backend.traits) do
+    if backends.is_capability(name) ~= value then texts[#texts + 1] = value and name or "no " .. name end
+  end
+  table.sort(texts)
+  return #texts > 0 and " (" .. table.concat(texts, ", ") .. ")" or ""
+end
+
 local function run_backend(name, programs, failed, options)
   local started = native.now()
   local backend = backends.start(name)
   local differences = check.all(backend, programs, options.lanes)
-  print(("%s: %d programs in %.1f s, %d differ"):format(name, #programs, native.now() - started, #differences))
+  print(("%s%s: %d programs in %.1f s, %d differ"):format(name, traits_of(backend), #programs, native.now() - started,
+    #differences))
   table.sort(differences, function(left, right) return left.program.seed < right.program.seed end)
   for i, difference in ipairs(differences) do
     failed[difference.program.seed] = true

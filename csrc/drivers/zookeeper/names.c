@@ -15,6 +15,7 @@
 #define MARK_SCHEME "digest"
 #define MARK_BEGIN "kv-ttl-"
 #define ACL_MAX 64
+#define REAPED_LATER 3000 /* milliseconds */
 #define TTL_MAX INT64_C(0xffffffffff) /* of the server, milliseconds */
 
 void zk_path(kv_slice key, char *path) {
@@ -56,6 +57,10 @@ int64_t zk_milliseconds(double ttl) {
   double milliseconds = ttl * 1000;
   if (milliseconds >= (double)TTL_MAX) return TTL_MAX;
   return milliseconds < 1 ? 1 : (int64_t)milliseconds;
+}
+
+int64_t zk_reaped(int64_t ttl) {
+  return ttl > TTL_MAX - REAPED_LATER ? TTL_MAX : ttl + REAPED_LATER;
 }
 
 bool zk_parent(char *path) {

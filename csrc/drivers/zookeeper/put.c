@@ -102,14 +102,18 @@ static void send_batch(struct zk_call *call, struct batch *batch, void_completio
   zk_sent(call, zoo_amulti(call->session->handle, batch->count, batch->ops, batch->results, completion, call));
 }
 
+/* So often, with the value in the end. */
+static void add_sets(struct zk_call *call, struct batch *batch, int sets, const char *value, int size) {
+  for (int i = 0; i < sets - 1; i++) zoo_set_op_init(next_op(batch), call->path, NULL, -1, i, &batch->stat);
+  zoo_set_op_init(next_op(batch), call->path, value, size, sets - 1, &batch->stat);
+}
+
 /* Delete the node and make another, with a value; the version becomes one that the old node did not have. */
 static void make_anew(struct zk_call *call, struct batch *batch, const struct Stat *old, int flags, const char *value,
                       int size) {
-  int sets = zk_sets(old->version);
   zoo_delete_op_init(next_op(batch), call->path, old->version);
   zoo_create_op_init(next_op(batch), call->path, NULL, -1, &call->zk->acl.vector, flags, NULL, 0);
-  for (int i = 0; i < sets - 1; i++) zoo_set_op_init(next_op(batch), call->path, NULL, -1, i, &batch->stat);
-  zoo_set_op_init(next_op(batch), call->path, value, size, sets - 1, &batch->stat);
+  add_sets(call, batch, zk_sets(old->version), value, size);
 }
 
 /* ------------------------------------------------------------------ set */
@@ -270,8 +274,8 @@ static void create_timed(struct zk_call *call) {
   int64_t ttl = wanted_ttl(call);
   const struct ACL_vector *acl = zk_acl_mark(&call->zk->acl, ttl);
   zk_writing(call);
-  zk_sent(call, zoo_acreate2_ttl(call->session->handle, call->path, NULL, -1, acl, ZOO_PERSISTENT_WITH_TTL, ttl,
-                                 timed_created, call));
+  zk_sent(call, zoo_acreate2_ttl(call->session->handle, call->path, NULL, -1, acl, ZOO_PERSISTENT_WITH_TTL,
+                                 zk_reaped(ttl), timed_created, call));
 }
 
 static void timed_parents(struct zk_call *call) {
@@ -317,9 +321,7 @@ static void removed(int result, const void *data) {
   zk_finish(call, KV_DENIED, "a time to live needs the permission \"a\" (admin) in option \"acl\"");
 }
 
-static void filled(int result, const struct Stat *stat, const void *data) {
-  struct zk_call *call = zk_answered(data);
-  if (!call) return;
+static void after_fill(struct zk_call *call, int result, const struct Stat *stat) {
   zhandle_t *handle = call->session->handle;
   if (result == ZOK && call->result == ZNOAUTH)
     zk_sent(call, zoo_adelete(handle, call->path, stat->version, removed, call));
@@ -327,6 +329,16 @@ static void filled(int result, const struct Stat *stat, const void *data) {
   else if (result == ZBADVERSION) zk_sent(call, zoo_aget(handle, call->path, 0, repair, call));
   else if (result == ZNONODE) overtaken(call);
   else zk_fail(call, result == ZOK ? call->result : result);
+}
+
+static void filled(int result, const struct Stat *stat, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  if (call) after_fill(call, result, stat);
+}
+
+static void filled_anew(int result, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  if (call) after_fill(call, result, &((struct batch *)call->data)->stat);
 }
 
 static void list_was_set(int result, const void *data) {
@@ -340,8 +352,15 @@ static void fill(struct zk_call *call) {
   zhandle_t *handle = call->session->handle;
   struct ACL_vector *acl = zk_acl_mark(&call->zk->acl, wanted_ttl(call));
   const char *value = op->value.size ? op->value.data : "";
+  struct batch *batch = call->sets > 1 ? batch_of(call) : NULL;
+  if (call->sets > 1 && !batch) return;
   if (!zk_sent(call, zoo_aset_acl(handle, call->path, 0, acl, list_was_set, call))) return;
-  zk_sent(call, zoo_aset(handle, call->path, value, (int)op->value.size, 0, filled, call));
+  if (batch) {
+    add_sets(call, batch, call->sets, value, (int)op->value.size);
+    send_batch(call, batch, filled_anew);
+  } else {
+    zk_sent(call, zoo_aset(handle, call->path, value, (int)op->value.size, 0, filled, call));
+  }
 }
 
 /* ------------------------------------------------------------------ another kind of node */
@@ -413,10 +432,11 @@ static void recreate_timed(struct zk_call *call) {
   }
   int64_t ttl = wanted_ttl(call);
   const struct ACL_vector *acl = zk_acl_mark(&call->zk->acl, ttl);
+  call->sets = zk_sets(call->stat.version);
   zk_writing(call);
   if (!zk_sent(call, zoo_adelete(handle, call->path, call->stat.version, old_deleted, call))) return;
-  zk_sent(call, zoo_acreate2_ttl(handle, call->path, NULL, -1, acl, ZOO_PERSISTENT_WITH_TTL, ttl, timed_recreated,
-                                 call));
+  zk_sent(call, zoo_acreate2_ttl(handle, call->path, NULL, -1, acl, ZOO_PERSISTENT_WITH_TTL, zk_reaped(ttl),
+                                 timed_recreated, call));
 }
 
 static void recreate(struct zk_call *call) {
@@ -490,6 +510,7 @@ static void decide(struct zk_call *call) {
 
 static void look(struct zk_call *call) {
   call->made = false;
+  call->sets = 1;
   zk_look(call, true, decide);
 }
 

@@ -554,8 +554,8 @@ static bool prepare_part(struct zk_call *call, size_t index) {
   if (!part->is_there && txn->deep && !make_timed_parents(call, part->path)) return false;
   int version = part->seen.version;
   if (part->is_there && !zk_sent(call, zoo_adelete(handle, part->path, version, step_prepared, call))) return false;
-  return zk_sent(call, zoo_acreate2_ttl(handle, part->path, NULL, -1, acl, ZOO_PERSISTENT_WITH_TTL, ttl, timed_made,
-                                        part));
+  return zk_sent(call, zoo_acreate2_ttl(handle, part->path, NULL, -1, acl, ZOO_PERSISTENT_WITH_TTL, zk_reaped(ttl),
+                                        timed_made, part));
 }
 
 /* Parents first. True: it was begun, or failed. */

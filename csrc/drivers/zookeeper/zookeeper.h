@@ -132,6 +132,7 @@ struct zk_call {
   int parents;           /* why a parent could not be made, or ZOK */
   struct Stat stat;
   struct Stat claim;     /* put: when it was set to be made anew, `claimed` */
+  int sets;              /* put: how often to set a node with a time to live that was made anew */
   bool claimed, made;    /* put: `made`: the node that has `stat` is this call's */
   bool is_there, is_key;
   int64_t ttl;           /* of the node, milliseconds, 0: none */
@@ -177,6 +178,11 @@ bool zk_is_blank(const struct Stat *stat);
 /* How often to set a node that follows one of this version, for a version that the old one did not have. */
 int zk_sets(int version);
 int64_t zk_milliseconds(double ttl); /* as the server takes it */
+/*
+ * When the server is to remove a node of that time to live. Later than we do: it notes what is due, and then deletes
+ * what stands there, even if that was made anew meanwhile and is permanent (seen with 3.8.0).
+ */
+int64_t zk_reaped(int64_t ttl);
 /* The directory of a path, in place; false at the root. */
 bool zk_parent(char *path);
 /* ACLs. False: *problem says why. */
