@@ -7,14 +7,14 @@ local servers = require("spec.support.servers")
 local util = require("spec.support.util")
 
 local IN_FLIGHT = 64
-local WATCHES = 10000
+local WATCHES, STEP = 10000, 1000
 local IDLE_SECONDS = 5
 
 local HTTP = [[
   init_worker_by_lua_block {
     kv = require("kv")
     store = assert(kv.open("etcd://127.0.0.1:$etcd"))
-    value = ("x"):rep($size)
+    value, watches = ("x"):rep($size), {}
 
     local cjson, head = require("cjson"), "POST %s HTTP/1.1\r\nHost: etcd\r\nContent-Length: %d\r\n\r\n%s"
 
@@ -50,9 +50,9 @@ local SERVER = [[
     ngx.print(answer.header.revision)
   } }
   location = /watch { content_by_lua_block {
-    watches = {}
-    for i = 1, $watches do watches[i] = assert(store:watch("idle/" .. i)) end
-    for i = 1, $watches do assert(watches[i]:wait_synced(60)) end
+    local from = #watches
+    for i = from + 1, from + $step do watches[i] = assert(store:watch("idle/" .. i)) end
+    for i = from + 1, from + $step do assert(watches[i]:wait_synced(60)) end
     ngx.print(#watches)
   } }
 ]]
@@ -79,7 +79,7 @@ local function load(server, path, seconds)
 end
 
 local function idle(server)
-  assert(server:body("/watch") == tostring(WATCHES))
+  for i = STEP, WATCHES, STEP do assert(server:body("/watch") == tostring(i)) end
   local pid = server:workers()[1]
   native.sleep(2) -- what the beginning of so many watches leaves to be done
   local before, begin = used(pid), native.now()
@@ -91,7 +91,7 @@ end
 --- Measure and print the rows.
 return function(seconds, size)
   local etcd = servers.etcd{}
-  local words = {etcd = etcd.port, size = size, watches = WATCHES}
+  local words = {etcd = etcd.port, size = size, step = STEP}
   local ok, server = pcall(nginx.start, {http = (HTTP:gsub("%$(%l+)", words):gsub("%%%%", "%%")),
     server = (SERVER:gsub("%$(%l+)", words))})
   if ok then
