@@ -12,7 +12,7 @@ function tree.pages(context, store, directory, settings)
   local pages = context:check(store:pages(directory, settings))
   return function()
     local ok, page = pcall(pages)
-    if not ok then options.fail(FAILED, "%s", tostring(page)) end
+    if not ok then options.fail(FAILED, "%s", (tostring(page):gsub("^store:pages: ", ""))) end
     return page
   end
 end
