@@ -48,8 +48,8 @@ function commands.enter(name, limit, ttl, timeout)
 end
 function commands.release() return show(lock:release()) end
 
---- Writes only while the lock is held, as the server sees it: the revision.
-function commands.guard(key, value)
+--- As guard, for those who want the revision.
+function commands.guarded(key, value)
   local done, message, code = store:txn():guard(lock):put(key, value):commit()
   if not done then return show(nil, message, code) end
   return ("%d"):format(done.revision)
