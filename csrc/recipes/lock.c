@@ -196,10 +196,17 @@ static enum kv_lock_phase restart(struct kv_lock *lock) {
   return LOCK_GRANTING;
 }
 
+/* Who tries once is told when its entry is gone: else the next one to try might find it there, and nobody behind it. */
 static enum kv_lock_phase blocked(struct kv_lock *lock, enum kv_lock_phase next) {
   if (!lock->try_once) return next;
-  kv_asked_answer(&lock->acquire, KV_TIMEOUT, lock->limit ? "others hold all of it" : "somebody else holds it");
+  lock->turned_away = true;
   return LOCK_LEAVING;
+}
+
+static void answer_turned_away(struct kv_lock *lock) {
+  if (!lock->turned_away) return;
+  lock->turned_away = false;
+  kv_asked_answer(&lock->acquire, KV_TIMEOUT, lock->limit ? "others hold all of it" : "somebody else holds it");
 }
 
 /* It is first in line; an election is won when everybody can see it. */
@@ -373,6 +380,7 @@ static enum kv_lock_phase next_phase(struct kv_lock *lock, enum kv_lock_event ev
       if (event == LOCK_PAUSE_OVER) return LOCK_RETRACTING;
       return event == LOCK_LEASE_ENDED ? LOCK_LEAVING : LOCK_STAY;
     case LOCK_LEAVING:
+      if (event == LOCK_STEP_DONE || event == LOCK_LEASE_ENDED || event == LOCK_CLOSE) answer_turned_away(lock);
       if (event == LOCK_STEP_DONE) return after_leave(lock, outcome);
       if (event == LOCK_PAUSE_OVER) return LOCK_LEAVING;
       return event == LOCK_LEASE_ENDED ? lease_ended_leaving(lock, outcome->message) : LOCK_STAY;

@@ -93,6 +93,7 @@ struct kv_lock {
   bool stale;                     /* it belongs to an earlier phase: what this phase does begins when it is done */
   bool freed;                     /* the handle is gone */
   bool try_once;
+  bool turned_away;               /* it tried once, and is to be told when its entry is gone */
   bool doubtful;                  /* an entry may appear late: the lease must not outlive the leave */
   unsigned failures, restarts, laps;
   int64_t not_before;             /* the phase's step is not to begin earlier */

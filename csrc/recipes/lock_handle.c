@@ -234,6 +234,7 @@ static void begin_acquire(struct kv_op *op, kv_lock *lock, bool try_once) {
   }
   kv_asked_take(&lock->acquire, op, acquire_late, lock);
   lock->try_once = try_once;
+  lock->turned_away = false;
   lock->restarts = lock->laps = lock->disagreements = 0;
   lock->problem[0] = '\0';
   kv_lock_event(lock, LOCK_ACQUIRE, NULL);

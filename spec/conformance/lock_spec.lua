@@ -47,6 +47,16 @@ describe("lock", function()
     assert(other:release())
   end, "lock")
 
+  suite.both("who tries once and fails is in nobody's way afterwards", function(t)
+    local other = assert(t:open():lock("door"))
+    local lock = assert(t.store:lock("door"))
+    for _ = 1, 20 do
+      assert(lock:acquire(0))
+      t.fails("timeout", other:acquire(0))
+      assert(lock:release())
+    end
+  end, "lock")
+
   suite.both("two names do not hinder each other, nested ones neither", function(t)
     local outer, inner = acquired(t, "a"), acquired(t, "a/b")
     local deeper, beside = acquired(t, "a/b/c"), acquired(t, "ab")
