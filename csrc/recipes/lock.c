@@ -597,11 +597,10 @@ static void pause_over(struct kv_timer *timer) {
   kv_lock_event(timer->data, LOCK_PAUSE_OVER, NULL);
 }
 
-/* What a join tells even when its phase has passed. A claim makes something in foreign layouts only: ours have it depend
- * on the entry, which is gone after the leave. */
+/* What a join tells even when its phase has passed. A claim makes something on Consul, and may appear late as well. */
 static void note_step(struct kv_lock *lock, kv_code code) {
   bool joins = lock->step.kind == KV_QUEUE_JOIN;
-  if (!joins && !(lock->step.kind == KV_QUEUE_CLAIM && lock->interop)) return;
+  if (!joins && lock->step.kind != KV_QUEUE_CLAIM) return;
   bool clean = code == KV_OK && lock->step.attempts <= 1;
   if (!clean) lock->doubtful = true;
   if (joins && code == KV_OK && !lock->stale && lock->lease) kv_lease_set_place(lock->lease, &lock->entry->pub);

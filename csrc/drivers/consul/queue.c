@@ -214,11 +214,14 @@ static void given_back(struct consul_call *call) {
   consul_finish(call, KV_OK, NULL);
 }
 
-static void give_back(struct consul_call *call) {
+/* As it was taken: when this is late, and meets the key taken once more under the same session, it does nothing. */
+static void give_back(struct consul_call *call, uint64_t index) {
   struct consul_lock_key real;
   consul_lock_key(call->op->place, &real);
   begin_txn(call);
-  delete_ours(call, &real);
+  consul_verb(call, &(struct consul_verb){.verb = "check-index", .key = slice(&real), .has_index = true,
+                                          .index = index});
+  consul_verb(call, &(struct consul_verb){.verb = "delete", .key = slice(&real)});
   consul_send_txn(call, true, given_back);
 }
 
@@ -237,7 +240,7 @@ static bool taken(struct consul_call *call, const struct json *answer) {
   if (line.ahead) {
     *crowd_mark(call) = true;
     if (op->kind == KV_QUEUE_CLAIM) op->result.found = false; /* look again */
-    give_back(call);
+    give_back(call, pair.revision);
     return true;
   }
   op->place->token = pair.revision;
