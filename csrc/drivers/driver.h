@@ -116,6 +116,7 @@ struct kv_lease_ref {
   uint64_t id;      /* random, positive, below 2^63, chosen by the core before KV_LEASE_GRANT */
   double ttl;       /* asked for, seconds */
   double granted;   /* set by the driver at GRANT and RENEW */
+  double behind;    /* set at GRANT: the server may count from so many seconds before it began. Over with a RENEW */
   char text[64];    /* the driver's own name of it (Consul: session id) */
   bool session;     /* the store's own lease, for KV_KEEP_ALIVE */
   bool for_lock;    /* serves one place in a lock queue, not keys */

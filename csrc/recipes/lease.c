@@ -108,12 +108,14 @@ static void set_times(struct kv_lease *lease, int64_t good) {
   if (!(granted > 0) || !isfinite(granted)) granted = lease->ref.ttl; /* a driver or server that does not tell */
   double margin = lease->recipes->backend->driver->limits.renew_margin + granted / DRIFT_PART;
   if (margin > granted / 4) margin = granted / 4; /* what is left must be enough for a renewal that was late */
+  double behind = lease->ref.behind > 0 ? lease->ref.behind : 0;
+  if (behind > granted * 0.3) behind = granted * 0.3; /* it is to be renewed after a third of its time */
   lease->good = good;
-  lease->next_try = kv_deadline(good, granted / RENEW_PART);
+  lease->next_try = kv_deadline(good, granted / RENEW_PART - behind);
   lease->suspect_at = kv_deadline(good, granted / SUSPECT_PART);
   atomic_store_explicit(&lease->granted, granted, memory_order_relaxed);
   if (lease->phase == LEASE_ALIVE)
-    atomic_store_explicit(&lease->deadline, kv_deadline(good, granted - margin), memory_order_release);
+    atomic_store_explicit(&lease->deadline, kv_deadline(good, granted - margin - behind), memory_order_release);
 }
 
 static void set_timer(struct kv_lease *lease) {
@@ -290,6 +292,7 @@ static void after_grant(struct kv_lease *lease, kv_code code, const char *messag
   if (code == KV_OK) {
     bool confirmed = lease->step.kind == KV_LEASE_RENEW;
     lease->granted_once = true;
+    if (confirmed) lease->ref.behind = 0;
     set_times(lease, confirmed ? lease->sent : lease->good);
     if (lease->next_try <= kv_clock() && !confirmed) { /* granted who knows when */
       lease->next_try = kv_now();
@@ -332,6 +335,7 @@ static void after_renewal(struct kv_lease *lease, kv_code code, const char *mess
     lease->phase = LEASE_ALIVE;
     lease->failures = 0;
     lease->problem[0] = '\0';
+    lease->ref.behind = 0;
     set_times(lease, lease->sent);
     set_timer(lease);
     tell(lease, LEASE_RENEWED, KV_OK, NULL);

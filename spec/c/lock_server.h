@@ -59,6 +59,7 @@ struct fake_late {
 
 static struct {
   pthread_mutex_t lock;
+  double behind;               /* what a grant says of its time */
   struct fake_lease leases[FAKE_MAX];
   struct fake_entry entries[FAKE_MAX]; /* in the order of joining */
   struct fake_key keys[FAKE_MAX];
@@ -181,6 +182,7 @@ __attribute__((unused)) static void reset_server(void) {
   server.away = server.no_ahead = server.ttl_late = false;
   server.wakes = 0;
   server.last_token = 0;
+  server.behind = 0;
   pthread_mutex_unlock(&server.lock);
 }
 
@@ -250,6 +252,7 @@ static kv_code answer_grant(struct kv_op *op) {
   }
   if (!lease) return KV_NO_SPACE;
   op->lease->granted = lease->ttl;
+  op->lease->behind = server.behind;
   return KV_OK;
 }
 

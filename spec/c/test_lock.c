@@ -6,6 +6,8 @@
 
 #include <sys/wait.h>
 
+#include "recipes/lock.h"
+
 /* ------------------------------------------------------------------ helpers */
 
 static kv_lock *new_lock(kv_store *store, double ttl) {
@@ -571,6 +573,23 @@ TEST(a_renewal_without_an_answer_suspends_and_is_repeated) {
   close_store(store);
   kv_lock_free(lock);
   check_nothing_left();
+}
+
+TEST(a_lease_that_is_counted_from_earlier_is_held_no_longer) {
+  static const double told[] = {0, 1.5, 1000}, counted[] = {0, 1.5, 3};
+  for (size_t i = 0; i < 3; i++) {
+    kv_store *store = fresh(urls[0]);
+    server.behind = told[i];
+    kv_lock *lock = new_lock(store, 10);
+    fault(KV_LEASE_RENEW, HANG, 100);
+    int64_t before = kv_clock();
+    CHECK_EQ(acquire(lock, 5), KV_OK);
+    int64_t deadline = atomic_load(&lock->deadline), held = kv_deadline(0, 9.9 - counted[i]); /* the hundredth: drift */
+    CHECK(deadline >= before + held - KV_SECOND / 1000 && deadline <= kv_clock() + held);
+    if (i == 2) WAIT_FOR(steps(KV_LEASE_RENEW) == 1); /* the third of its time is over soon */
+    close_store(store);
+    kv_lock_free(lock);
+  }
 }
 
 TEST(past_the_deadline_it_is_lost_once_and_for_all) {

@@ -138,6 +138,14 @@ static void granted(struct zk_call *call) {
   zk_finish(call, KV_OK, NULL);
 }
 
+/* On a session that others keep nothing is asked of the server, which has heard of it some time ago: the library sends a
+ * ping every third of its time at the latest. */
+static double behind(const struct zk_session *session) {
+  if (!session->established) return 0;
+  double most = session->granted * 0.3, since = (double)(kv_zk->now() - session->told_at) / (double)ZK_SECOND;
+  return since < most ? since : most;
+}
+
 void zk_lease_grant(struct zk *zk, struct kv_op *op) {
   struct zk_lease *lease = find(zk, op->lease);
   if (!lease) lease = make(zk, op->lease);
@@ -145,6 +153,7 @@ void zk_lease_grant(struct zk *zk, struct kv_op *op) {
     kv_zk->finish(op, KV_FAILED, "out of memory");
     return;
   }
+  op->lease->behind = behind(lease->session);
   struct zk_call *call = zk_call_new(zk, lease->session, op);
   if (call) zk_call_start(call, granted);
 }
@@ -177,7 +186,9 @@ static void renewed(int result, const void *data) {
   if (call->op->place && (result == ZNONODE || result == ZBADVERSION)) {
     zk_finish(call, KV_LOST, "our entry in the queue is gone");
   } else if (answered) { /* whatever it says of the root: a quorum says it to this session */
+    const struct heartbeat *beat = call->data;
     call->op->lease->granted = call->session->granted;
+    if (call->session->told_at < beat->begun) call->session->told_at = beat->begun;
     zk_finish(call, KV_OK, NULL);
   } else {
     zk_fail(call, result);

@@ -201,7 +201,7 @@ static void ready(struct zk_session *session) {
   kv_zk->timer_stop(&session->again);
   session->state = ZK_READY;
   session->established = true;
-  session->ready_at = kv_zk->now();
+  session->ready_at = session->told_at = kv_zk->now();
   session->granted = zoo_recv_timeout(session->handle) / 1000.0;
   session->attempts = session->rounds = session->refusals = 0;
   session->problem[0] = '\0';

@@ -89,6 +89,7 @@ struct zk_session {
   unsigned rounds;           /* that failed in a row */
   unsigned refusals;         /* handshakes that were cut off, in a row, with an old session */
   int64_t lost_at;           /* when the connection was lost; 0: never had one */
+  int64_t told_at;           /* the leader is known to count from then at the earliest */
   int64_t ready_at;          /* when the server took the session up on the present one: the leader was asked then */
   int64_t next_dial;
   struct zk_call *closer;    /* waits for the end, or NULL */
