@@ -109,7 +109,7 @@ describe("consul, many at once", function()
   end)
 
   it("large values among small ones", function()
-    local sizes = {0, 10, 16384, 16385, 200000, 400000}
+    local sizes = {0, 10, 16384, 16385, 40000, 150000}
     local function value(i) return string.char(97 + i % 26):rep(sizes[i % #sizes + 1]) end
     at_once(function(i) return assert(store:put(key(i), value(i))) end)
     for _ = 1, 2 do

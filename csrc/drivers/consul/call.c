@@ -75,6 +75,7 @@ struct consul_call *consul_call_new(struct consul *consul, struct kv_op *op) {
 
 void consul_call_release(struct http_call *base, kv_code code, const char *cause) {
   struct consul_call *call = (struct consul_call *)base;
+  struct consul *consul = call->consul;
   struct consul_shared *shared = call->shared;
   const struct kv_op *op = call->op;
   if (call->wrote && !call->kept && code != KV_UNKNOWN && !(code == KV_CANCELLED && op && op->sent))
@@ -85,7 +86,7 @@ void consul_call_release(struct http_call *base, kv_code code, const char *cause
   if (call->waiter) consul_waiter_free(call);
   if (call->lane) consul_lane_freed(call->lane);
   free(call);
-  if (shared) consul_shared_finish(shared, code, cause);
+  if (shared) consul_shared_finish(consul, shared, code, cause);
 }
 
 void consul_call_sent(struct http_call *base) {

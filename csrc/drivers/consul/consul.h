@@ -159,7 +159,8 @@ void consul_share_init(struct consul *consul);
 void consul_share_close(struct consul *consul);
 void consul_lane_freed(struct consul_lane *lane);
 void consul_shared_sent(struct consul_shared *shared);
-void consul_shared_finish(struct consul_shared *shared, kv_code code, const char *cause); /* and free it */
+/* And free it. */
+void consul_shared_finish(struct consul *consul, struct consul_shared *shared, kv_code code, const char *cause);
 
 /* Operations of a transaction, for write.c, share.c and queue.c. */
 struct consul_verb {

@@ -138,9 +138,15 @@ static void finish_one(struct consul_shared *shared, size_t index, kv_code code,
   else kv_consul->finish(op, code, "%s", cause);
 }
 
-void consul_shared_finish(struct consul_shared *shared, kv_code code, const char *cause) {
-  for (size_t i = 0; i < shared->count; i++)
-    if (shared->ops[i]) finish_one(shared, i, code, cause);
+/* All values together may be too much for one answer where each is not. */
+void consul_shared_finish(struct consul *consul, struct consul_shared *shared, kv_code code, const char *cause) {
+  bool apart = code == KV_TOO_LARGE;
+  if (apart) refused(&consul->gets);
+  for (size_t i = 0; i < shared->count; i++) {
+    if (!shared->ops[i]) continue;
+    if (apart) start_alone(consul, shared->ops[i]);
+    else finish_one(shared, i, code, cause);
+  }
   free(shared);
 }
 
