@@ -213,7 +213,7 @@ function torture.judge(files, options, problems)
   local found
   found, counts.registers = register_check.check(operations, {late_reads = options.backend == "zookeeper"})
   add_all(problems, found, 5)
-  found, counts.locks = lock_check.check(operations, notes)
+  found, counts.locks, counts.of_server = lock_check.check(operations, notes, options.resumed)
   add_all(problems, found, 10)
   found, counts.watches = watch_check.check(operations, notes, "r/")
   add_all(problems, found, 10)
@@ -233,6 +233,9 @@ local function work(cluster, crew, options, problems)
   local log = assert(io.open(crew.folder .. "/nemesis", "w"))
   local nemesis = Nemesis.new(cluster, crew, options.seed, {ttl = options.ttl, now = begin, calm = options.calm,
     tell = function(text)
+      if options.backend == "etcd" and text:find("^stop a.*: over$") and not text:find("client", 1, true) then
+        options.resumed[#options.resumed + 1] = native.now()
+      end
       log:write(("%.6f %s\n"):format(native.now(), text))
       log:flush()
       if options.tell then options.tell(("%6.1f  %s"):format(native.now() - begin, text)) end
@@ -266,6 +269,7 @@ function torture.run(given)
   local problems, folder = {}, util.folder()
   local options = {ttl = TTLS[given.seed % #TTLS + 1], calm = CALMS[math.floor(given.seed / 3) % #CALMS + 1]}
   for name, value in pairs(given) do options[name] = value end
+  options.resumed = {}
   local cluster = clusters.start(options.backend)
   local report = {problems = problems, of_servers = {}, folder = folder, backend = options.backend, seed = options.seed,
     seconds = options.seconds, ttl = options.ttl, version = cluster:version()}
@@ -279,6 +283,7 @@ function torture.run(given)
     local disagreement = cluster:disagreement("r")
     report.counts = torture.judge(crew.files, options, problems)
     lay_at_their_door(report, disagreement)
+    add_all(report.of_servers, report.counts.of_server, 10)
   end, debug.traceback)
   if not ok then report.problems[#report.problems + 1] = problem end
   for _, client in pairs(crew and crew.living or {}) do client.process:kill("KILL") end

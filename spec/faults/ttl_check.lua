@@ -3,22 +3,29 @@
 --  1. until its TTL has passed since the put was *sent*, a key is there; one that was put for ever stays;
 --  2. in the end, when all has been well for a while, it is gone; before that it may stay longer: without a leader
 --     nobody removes it, and a new one may begin to count again;
---  3. its value is the last one written. After an outcome that is unknown either value may be there.
+--  3. its value is the last one written. What was written with an unknown outcome may be there at any
+--     time afterwards.
 local ttl_check = {}
 
 local EARLY = 0.02 -- clocks of two machines may differ by so much of a second; here it is one machine
 
--- What is known of a key: {values={[value]=true}, from=, expires=}: it must be there before `from`.
+-- What is known of a key: {values={[value]=true}, doubtful=, from=, expires=}: it must be there before `from`.
 local function put(state, op)
   local value, ttl = op.args[2], tonumber(op.args[3])
-  if op.outcome == "ok" then
-    return {values = {[value] = true}, from = ttl and op.call + ttl - EARLY or math.huge, expires = ttl ~= nil}
-  end
   if op.outcome == "fail" then return state end
-  -- Unknown: the old life or the new one; nothing is certain about when it ends.
+  local doubtful = state and state.doubtful or {}
   local values = {[value] = true}
-  for old in pairs(state and state.values or {}) do values[old] = true end
-  return {values = values, from = 0, expires = false}
+  for old in pairs(doubtful) do values[old] = true end
+  if op.outcome == "ok" and not next(doubtful) then
+    local from = ttl and op.call + ttl - EARLY or math.huge
+    return {values = values, doubtful = doubtful, from = from, expires = ttl ~= nil}
+  end
+  -- Unknown: a leader that hangs may even write it long after the next one, and begin its life then.
+  if op.outcome ~= "ok" then
+    for old in pairs(state and state.values or {}) do values[old] = true end
+    doubtful[value] = true
+  end
+  return {values = values, doubtful = doubtful, from = 0, expires = false}
 end
 
 local function look(key, state, op, problems)

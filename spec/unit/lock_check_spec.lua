@@ -70,6 +70,20 @@ describe("the checker of locks", function()
     bad("2 holders at once")
   end)
 
+  it("lays at the server's door what a deposed leader revoked", function()
+    acquire("a", 1, 2, "10")
+    held("a", "10", 2.1, 2.2)
+    held("a", "10", 5, 9)
+    acquire("b", 1, 4, "20")
+    held("b", "20", 4.1, 4.2)
+    held("b", "20", 6, 6.1)
+    for resumed, blamed in pairs{[3] = 1, [1.5] = 0, [5] = 0} do
+      local found, _, of_server = lock_check.check(operations, notes, {resumed})
+      assert.equal(1 - blamed, #found)
+      assert.equal(blamed, #of_server)
+    end
+  end)
+
   it("counts the permits of a semaphore", function()
     for i, worker in ipairs{"a", "b", "c"} do
       acquire(worker, i, i + 0.5, tostring(i * 10), "2")
