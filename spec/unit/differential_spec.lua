@@ -3,6 +3,7 @@ local check = require("spec.differential.check")
 local environments = require("spec.differential.environments")
 local generate = require("spec.differential.generate")
 local kv = require("kv")
+local operations = require("spec.differential.operations")
 local Random = require("spec.differential.random")
 local run_program = require("spec.differential.run_program")
 local source = require("spec.differential.source")
@@ -36,12 +37,20 @@ local function broken_backend(change)
   return {name = "broken", traits = ALL, open = open}
 end
 
+-- What tasks do at once does not come out the same way each time, so that it cannot be relied on to shrink.
+local function is_race(program)
+  for _, step in ipairs(program.steps) do
+    if operations[step.op].tasks then return true end
+  end
+  return false
+end
+
 -- The first difference among the programs of some seeds, shrunk.
 local function find(change, most)
   local backend = broken_backend(change)
   for seed = 1, 200 do
     local program = generate(seed)
-    local difference = not program.mortal and check.alone(backend, program, BOUND)
+    local difference = not program.mortal and not is_race(program) and check.alone(backend, program, BOUND)
     if difference then
       local smallest = check.shrink(backend, difference, {tries = 300, seconds = 60, bound = BOUND})
       assert.is_true(#smallest.program.steps <= most, "not shrunk enough:\n" .. source.program(smallest.program, "  "))
