@@ -81,6 +81,7 @@ kv.use{
 
 local store = assert(kv.open((...)))
 local ticks, done = 0, false
+local held, waits_since -- the first has the lock; ticks when the second began to wait
 
 spawn(function()
   while not done do
@@ -92,15 +93,16 @@ end)
 spawn(function()
   local lock = assert(store:lock("door"):acquire())
   print("first has the lock")
-  sleep(0.3)
+  held = true
+  repeat sleep(0.01) until waits_since and ticks >= waits_since + 10
   assert(lock:release())
 end)
 
 spawn(function()
-  sleep(0.05)
-  local before = ticks
+  repeat sleep(0.01) until held
+  waits_since = ticks
   local lock = assert(store:lock("door"):acquire(10))
-  print(("second got it after %d ticks of the loop"):format(ticks - before))
+  print(("second got it after %d ticks of the loop"):format(ticks - waits_since))
   assert(lock:release())
   local task = kv.spawn(function() return assert(store:put("from a task", "v")).value end)
   print("a task returned", (task:join()))
