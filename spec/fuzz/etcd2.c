@@ -84,7 +84,7 @@ static void read_answer(kv_slice text, bool good, const struct sum *whole) {
 }
 
 /* As it is kept, and back. */
-static void keep(kv_slice value, uint64_t lease) {
+static void keep(kv_slice value, uint64_t lease, bool with_mark) {
   struct kv_buffer kept, marked, quoted, room;
   struct etcd2_node node, again;
   kv_slice back;
@@ -92,7 +92,7 @@ static void keep(kv_slice value, uint64_t lease) {
   kv_buffer_init(&marked, 1 << 24);
   kv_buffer_init(&quoted, 1 << 24);
   kv_buffer_init(&room, 1 << 24);
-  MUST(etcd2_encode(&kept, value, lease));
+  MUST(etcd2_encode(&kept, value, lease, with_mark));
   static const char before[] = "{\"key\":\"/k\",\"modifiedIndex\":9,\"createdIndex\":3,\"value\":";
   MUST(kv_buffer_add(&quoted, before, sizeof before - 1));
   MUST(json_quote(&quoted, (kv_slice){kept.data, kept.size}) && kv_buffer_add(&quoted, "}", 1));
@@ -128,7 +128,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   MUST(read_nodes(text.data, text.size, piece, &parts) == good);
   MUST(whole.count == parts.count && whole.mark == parts.mark);
   read_answer(text, good, &whole);
-  keep(text, 0);
-  keep(text, UINT64_C(0x123456789abcdef) | data[0]);
+  keep(text, 0, false);
+  keep(text, 0, true);
+  keep(text, UINT64_C(0x123456789abcdef) | data[0], false);
   return 0;
 }
