@@ -523,8 +523,8 @@ KV_API void kv_lock_free(kv_lock *lock);
 
 /*
  * A semaphore is a lock with `limit` holders, in a name space of its own. All functions of locks work on it,
- * kv_txn_guard() too; kv_lock_holder() tells the one who has held longest. Whoever came first is served first, and tokens
- * rise in that order. All who use a name must say the same limit: acquiring behind somebody who said another is
+ * kv_txn_guard() too; kv_lock_holder() tells the one who has held longest. Whoever came first is served first, and
+ * tokens rise in that order. All who use a name must say the same limit: acquiring behind somebody who said another is
  * KV_INVALID. KV_UNSUPPORTED without kv_store_supports(store, "semaphore").
  */
 KV_API kv_lock *kv_semaphore_new(kv_store *store, const kv_lock_options *options, uint32_t limit, kv_error *error);

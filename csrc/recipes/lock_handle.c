@@ -335,7 +335,7 @@ struct kv_holder {
 /* The pair that tells who holds it; false: it says nothing. */
 static bool told(const struct kv_holder *holder, const struct kv_result *result, kv_pair *pair) {
   size_t offset = 0;
-  if (!result->page || !kv_page_next(result->page, &offset, pair)) return false;
+  if (!result || !result->page || !kv_page_next(result->page, &offset, pair)) return false;
   if (!holder->of_election) return true;
   kv_slice record = pair->value;
   return kv_leader_read(record, &pair->revision, &pair->value);

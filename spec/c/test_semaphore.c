@@ -65,7 +65,7 @@ TEST(as_many_as_the_limit_are_let_in) {
     }
     CHECK_EQ(acquire(all[3], 0), KV_TIMEOUT);
     CHECK_EQ(acquire(all[3], 0.05), KV_TIMEOUT);
-    CHECK_EQ(entries_there(), 3);
+    WAIT_FOR(entries_there() == 3);
     CHECK_EQ(release(all[1]), KV_OK); /* not the first one */
     CHECK_EQ(acquire(all[3], 5), KV_OK);
     CHECK_EQ(acquire(all[4], 0), KV_TIMEOUT);

@@ -12,8 +12,9 @@
  * ModifyIndex of the real key while it is ours: it comes from the one log of the servers, so it rises even when the
  * key is deleted and made again.
  *
- * A session serves one place at a time, so it is name enough for the ticket of a lock. With names that are never used again each
- * acquire would leave a tombstone, which Consul keeps for a quarter of an hour, and goes through with each listing.
+ * A session serves one place at a time, so it is name enough for the ticket of a lock. With names that are never used
+ * again each acquire would leave a tombstone, which Consul keeps for a quarter of an hour, and goes through with each
+ * listing.
  *
  * Joining tries to lock the real key in the same transaction: then a lock that nobody wants costs one round trip. If
  * it turns out that somebody stands before us in line, the key is given back before anybody hears of it. Leaving
