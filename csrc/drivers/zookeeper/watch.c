@@ -321,6 +321,7 @@ static bool read_done(struct spot *spot, int result, unsigned what) {
   if (!spot->dead) return true;
   disarm(spot);
   kv_zk->defer(&watcher->bury);
+  pump(watcher); /* others may have waited for room */
   return false;
 }
 
