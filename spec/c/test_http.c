@@ -144,6 +144,7 @@ static struct {
   atomic_bool stop;
   pthread_mutex_t lock;
   char last[1000]; /* the last request's head */
+  bool talks[1024]; /* by descriptor */
 } peer = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 static void say(int fd, const char *text) {
@@ -204,12 +205,29 @@ static bool answer(int fd, const char *head) {
   return true;
 }
 
+/* How many connections the client has open: not those that it has closed, and whose threads are late. */
+static int open_now(void) {
+  int count = 0;
+  char byte;
+  for (int fd = 0; fd < 1024; fd++)
+    if (peer.talks[fd] && recv(fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT) != 0) count++;
+  return count;
+}
+
+static void set_talks(int fd, bool talks) {
+  pthread_mutex_lock(&peer.lock);
+  if (fd < 1024) peer.talks[fd] = talks;
+  int count = talks ? open_now() : 0;
+  if (count > atomic_load(&peer.most_open)) atomic_store(&peer.most_open, count);
+  pthread_mutex_unlock(&peer.lock);
+}
+
 static void *converse(void *argument) {
   int fd = (int)(intptr_t)argument;
   char head[8192];
   size_t size = 0;
-  int open = atomic_fetch_add(&peer.open, 1) + 1;
-  if (open > atomic_load(&peer.most_open)) atomic_store(&peer.most_open, open);
+  atomic_fetch_add(&peer.open, 1);
+  set_talks(fd, true);
   for (;;) {
     ssize_t got = recv(fd, head + size, sizeof head - 1 - size, 0);
     if (got <= 0) break;
@@ -226,6 +244,7 @@ static void *converse(void *argument) {
     size = 0;
     if (!answer(fd, head)) break;
   }
+  set_talks(fd, false);
   close(fd);
   atomic_fetch_sub(&peer.open, 1);
   return NULL;

@@ -19,7 +19,7 @@ end
 local function rows_below(heading)
   local at = assert(text:find("\n## " .. heading, 1, true), "there is no heading " .. heading)
   local rows = {}
-  for line in text:sub(at + 1):gmatch("[^\n]*") do
+  for line in text:sub(at + 1):gmatch("([^\n]*)\n") do
     if line:sub(1, 1) == "|" then
       if not line:find("^|%-") then rows[#rows + 1] = cells(line) end
     elseif #rows > 0 then

@@ -59,7 +59,7 @@ describe("next", function()
           end
         end)
       end
-      kv.sleep(0.01)
+      assert(watch:wait_synced(5))
       for i = 1, 50 do
         assert(store:put("key", tostring(i)))
         if i % 10 == 0 then kv.sleep(0.002) end

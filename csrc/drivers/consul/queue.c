@@ -659,17 +659,21 @@ static void head_told(struct consul_call *call) {
   kv_buffer_free(&value);
 }
 
-static void proved(struct consul_call *call) {
+static void real_proved(struct consul_call *call) {
   const struct kv_place *place = call->op->place;
   struct consul_pair pair;
   if (!key_answer(call, NULL, &pair)) return;
   bool same = !place->token || place->limit || pair.revision == place->token;
-  bool stands = same && strcmp(pair.session, session(call)) == 0;
-  if (stands)
-    consul_finish(call, KV_OK, NULL);
-  else
-    consul_finish(call, KV_LOST,
-                  place->token ? "the key of the lock is not ours any more" : "our entry in the queue is gone");
+  if (same && strcmp(pair.session, session(call)) == 0) consul_finish(call, KV_OK, NULL);
+  else consul_finish(call, KV_LOST, "the key of the lock is not ours any more");
+}
+
+/* The lock may have become ours since it was asked: the answer is about the ticket all the same. */
+static void ticket_proved(struct consul_call *call) {
+  struct consul_pair pair;
+  if (!key_answer(call, NULL, &pair)) return;
+  if (strcmp(pair.session, session(call)) == 0) consul_finish(call, KV_OK, NULL);
+  else consul_finish(call, KV_LOST, "our entry in the queue is gone");
 }
 
 /* A renewal is answered by the leader alone, and tells nothing of the keys: this read is a quorum's, and does. */
@@ -677,7 +681,7 @@ void consul_queue_prove(struct consul_call *call) {
   const struct kv_place *place = call->op->place;
   struct consul_lock_key ticket;
   if (place->token) {
-    read_real(call, proved);
+    read_real(call, real_proved);
     return;
   }
   if (place->interop) {
@@ -687,7 +691,7 @@ void consul_queue_prove(struct consul_call *call) {
   own_ticket(call, &ticket);
   consul_path(call, "/v1/kv/", slice(&ticket), "");
   consul_query(call, "consistent");
-  consul_send(call, "GET", false, proved);
+  consul_send(call, "GET", false, ticket_proved);
 }
 
 /* ------------------------------------------------------------------ which step */
