@@ -1,0 +1,65 @@
+--- A stand-in for Consul that answers every query at once, blocking or not: no real one can be made to. It prints its
+-- port. `/tell/INDEX/KEYS` says what it answers from then on, for example `/tell/7/a=5,b=6`: the index, and keys with
+-- the index that each was written at; its answer is the number of queries so far. It ends when it is killed.
+local socket = require("socket")
+
+local server = assert(socket.bind("127.0.0.1", 0))
+local index, body, queries = "1", "[]", 0
+
+local function tell(path)
+  local entries, wanted, keys = {}, path:match("^/tell/([^/]+)/(.*)$")
+  index = wanted
+  for key, at in keys:gmatch("(%w+)=(%d+)") do
+    entries[#entries + 1] = ('{"LockIndex":0,"Key":"app/%s","Flags":%s,"Value":"dg==","CreateIndex":%s,' ..
+      '"ModifyIndex":%s}'):format(key, at, at, at)
+  end
+  body = "[" .. table.concat(entries, ",") .. "]"
+end
+
+local function answer(path)
+  if path:find("^/tell/") then
+    tell(path)
+    return "200 OK", tostring(queries)
+  elseif path:find("^/v1/kv/") then
+    queries = queries + 1
+    return body == "[]" and "404 Not Found" or "200 OK", body ~= "[]" and body or ""
+  end
+  return "200 OK", '"127.0.0.1:8300"'
+end
+
+-- One request of a client; false when it has none any more.
+local function serve(client)
+  local line = client:receive()
+  if not line then return false end
+  while true do
+    local header = client:receive()
+    if not header then return false end
+    if header == "" then break end
+  end
+  local path = line:match("^%u+ (%S+)")
+  local status, text = answer(path)
+  local sent = client:send(("HTTP/1.1 %s\r\nContent-Type: application/json\r\nX-Consul-Index: %s\r\n" ..
+    "Content-Length: %d\r\n\r\n%s"):format(status, index, #text, text))
+  return sent and not path:find("^/tell/") -- who tells waits for the end
+end
+
+local _, port = server:getsockname()
+print(port)
+io.stdout:flush()
+
+local sockets = {server}
+while true do
+  for _, ready in ipairs((socket.select(sockets))) do
+    if ready == server then
+      local client = server:accept()
+      client:settimeout(5)
+      client:setoption("tcp-nodelay", true)
+      sockets[#sockets + 1] = client
+    elseif not serve(ready) then
+      ready:close()
+      for i, one in ipairs(sockets) do
+        if one == ready then table.remove(sockets, i) end
+      end
+    end
+  end
+end
