@@ -147,7 +147,8 @@ TEST(letting_go_of_what_is_shared) {
     for (int i = 0; i < COUNT; i++) {
       kv_reply *reply = NULL;
       snprintf(names[i], sizeof names[i], "key/%d", i / 2);
-      kv_request request = {.kind = i % 2 ? KV_GET : KV_PUT, .key = {names[i], strlen(names[i])}, .value = KV_TEXT("v")};
+      kv_slice key = {names[i], strlen(names[i])};
+      kv_request request = {.kind = i % 2 ? KV_GET : KV_PUT, .key = key, .value = KV_TEXT("v")};
       tags[i] = new_tag();
       REQUIRE(kv_submit(store, queue, &request, tags[i], &ids[i], &reply, NULL) == KV_OK);
     }

@@ -60,7 +60,8 @@ enum mode {
 
 static const char *const mode_names[MODE_COUNT] = {
     "pass", "silent", "drop-answers", "hold-answers", "hold-all", "hold-requests", "half-close-server",
-    "half-close-client", "close", "reset", "garbage", "oversized", "bad-settings", "goaway", "status", "no-status", "http", "long-message", "half-message", "bad-message", "flood"};
+    "half-close-client", "close", "reset", "garbage", "oversized", "bad-settings", "goaway", "status", "no-status",
+    "http", "long-message", "half-message", "bad-message", "flood"};
 
 struct stream {
   uint8_t *data;

@@ -14,7 +14,7 @@
  * But the leader, who ends sessions, does not count from that: it hears twice a tick from its followers whom they have
  * heard of, and what came through a follower that is cut off right behind it does not count at all. So a heartbeat has
  * two parts: something is asked, and the check follows when the leader must have been told. Its success says that the
- * session lives from the *first* part on, which is when the renewal began. A connection that was made since does for the
+ * session lives from the *first* part on, which is when the renewal began. A connection made since does for the
  * first part, as the leader is asked before a session is taken up.
  */
 #include <stdio.h>
@@ -138,7 +138,7 @@ static void granted(struct zk_call *call) {
   zk_finish(call, KV_OK, NULL);
 }
 
-/* On a session that others keep nothing is asked of the server, which has heard of it some time ago: the library sends a
+/* On a session that others keep nothing is asked of the server, which heard of it some time ago: the library sends a
  * ping every third of its time at the latest. */
 static double behind(const struct zk_session *session) {
   if (!session->established) return 0;

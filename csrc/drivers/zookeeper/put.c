@@ -181,6 +181,8 @@ static void was_set(int result, const struct Stat *stat, const void *data) {
     else if (stat->ephemeralOwner) recreate(call);
     else if (call->is_there && !call->ttl && call->stat.czxid == stat->czxid) done(call, stat); /* looked at before */
     else zk_sent(call, zoo_aget_acl(call->session->handle, call->path, acl_of_set, call));
+  } else if (result == ZNONODE && call->may_not_create) {
+    zk_fail(call, ZNOAUTH);
   } else if (result == ZNONODE && is_plain(call)) {
     again(call, create);
   } else if (result == ZNONODE || result == ZBADVERSION) {
@@ -209,6 +211,9 @@ static void after_create(struct zk_call *call, int result, const struct Stat *st
     done(call, stat);
   } else if (result == ZNODEEXISTS) {
     again(call, is_plain(call) ? set_any : look);
+  } else if (result == ZNOAUTH && is_plain(call) && !call->may_not_create) {
+    call->may_not_create = true; /* but set it, perhaps: the server looks at rights before it looks whether it is there */
+    again(call, set_any);
   } else if (result == ZNONODE) {
     call->write_sent = call->op->sent = false;
     if (zk_again(call)) zk_make_parents(call, create);

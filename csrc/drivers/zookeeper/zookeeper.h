@@ -135,7 +135,7 @@ struct zk_call {
   struct Stat claim;     /* put: when it was set to be made anew, `claimed` */
   int sets;              /* put: how often to set a node with a time to live that was made anew */
   bool claimed, made;    /* put: `made`: the node that has `stat` is this call's */
-  bool is_there, is_key;
+  bool is_there, is_key, may_not_create;
   int64_t ttl;           /* of the node, milliseconds, 0: none */
 };
 
