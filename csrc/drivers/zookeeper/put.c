@@ -212,7 +212,7 @@ static void after_create(struct zk_call *call, int result, const struct Stat *st
   } else if (result == ZNODEEXISTS) {
     again(call, is_plain(call) ? set_any : look);
   } else if (result == ZNOAUTH && is_plain(call) && !call->may_not_create) {
-    call->may_not_create = true; /* but set it, perhaps: the server looks at rights before it looks whether it is there */
+    call->may_not_create = true; /* but set it, perhaps: the server looks at rights before it looks for the node */
     again(call, set_any);
   } else if (result == ZNONODE) {
     call->write_sent = call->op->sent = false;
