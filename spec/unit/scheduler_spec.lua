@@ -214,6 +214,7 @@ describe("kv.run", function()
       kv.run(function()
         assert(store:put("key", "v"))
         local watch = assert(store:watch("key", {initial = false}))
+        assert(watch:wait_synced(10))
         kv.spawn(function()
           kv.sleep(0.001)
           stop = true
@@ -224,7 +225,10 @@ describe("kv.run", function()
         for i = 1, 300 do assert(store:put("key", tostring(i))) end
         seen = 0
         kv.spawn(function() stop = seen end)
-        for _ = 1, 300 do seen = watch:next(10) and seen + 1 end
+        for _ = 1, 300 do
+          assert(watch:next(10))
+          seen = seen + 1
+        end
         -- Where it cannot yield it goes on.
         local list = {}
         for i = 1, 200 do list[i] = i * 7919 % 200 end
