@@ -256,12 +256,15 @@ static int state_gc(lua_State *L) {
   return 0;
 }
 
+/* Not in the registry: another copy of this module in the same state would find it there, and put its own __gc into it. */
 static void push_metatable(lua_State *L, const char *name, lua_CFunction gc) {
-  luaL_newmetatable(L, name);
+  lua_createtable(L, 0, 3);
   lua_pushcfunction(L, gc);
   lua_setfield(L, -2, "__gc");
   lua_pushstring(L, name);
   lua_setfield(L, -2, "__metatable"); /* nobody else calls __gc */
+  lua_pushstring(L, name);
+  lua_setfield(L, -2, "__name"); /* for messages */
 }
 
 static void push_codes(lua_State *L) {

@@ -29,6 +29,27 @@ end
 -- These would wait, end something that others need, or take an address on trust.
 local left_out = {wait = true, register = true, renew = true}
 
+-- The core once more, as another copy of the module would have it.
+local function another_core()
+  for template in package.cpath:gmatch("[^;]+") do
+    local open = package.loadlib((template:gsub("%?", "kv/core")), "luaopen_kv_core")
+    if open then return open() end
+  end
+  error("the core is nowhere")
+end
+
+describe("another copy of the core in the same state", function()
+  it("has handles of its own, and takes none of ours", function()
+    local another, store = another_core(), assert(kv.open("local:"))
+    local lock = assert(store:lock("door"))
+    assert.equal("free", core.lock_state(lock._lock))
+    local ok, message = pcall(another.lock_state, lock._lock)
+    assert.is_false(ok)
+    assert.is_truthy(message:find("is no lock handle", 1, true), message)
+    store:close()
+  end)
+end)
+
 describe("every function of the core", function()
   it("takes odd values without harm", function()
     for _, name in ipairs(functions) do
