@@ -256,7 +256,7 @@ static int state_gc(lua_State *L) {
   return 0;
 }
 
-/* Not in the registry: another copy of this module in the same state would find it there, and put its own __gc into it. */
+/* Not in the registry: another copy of this module in the state would find it there, and put its own __gc into it. */
 static void push_metatable(lua_State *L, const char *name, lua_CFunction gc) {
   lua_createtable(L, 0, 3);
   lua_pushcfunction(L, gc);
