@@ -213,8 +213,11 @@ for _, case in ipairs(BACKENDS) do
         for _, task in ipairs(tasks) do task:join() end
       end)
       assert.same({}, story.wrong)
-      assert(store:put("mark", "end"))
-      follow(watch, told, "mark", "end")
+      -- Where changes are joined, what is told behind the first mark may belong to the same state as the mark.
+      for _, value in ipairs{"end", "very end"} do
+        assert(store:put("mark", value))
+        follow(watch, told, "mark", value)
+      end
       local events, there = by_key(told), {}
       for _, pair in ipairs(assert(store:list(""))) do there[pair.key] = pair end
       for _, key in ipairs(all) do
