@@ -16,6 +16,7 @@
 #include <sys/wait.h>
 #include <time.h>
 
+#include "../support/free_port.h"
 #include "check.h"
 #include "kv.h"
 
@@ -54,24 +55,6 @@ static inline int listen_somewhere(int *port) {
   getsockname(fd, (void *)&address, &size);
   *port = ntohs(address.sin_port);
   return fd;
-}
-
-/* Below the range from which the system takes ports for outgoing connections, so that none is taken before the server
- * listens. */
-static inline int free_port(void) {
-  static int next;
-  /* Far from the ports of tests that run beside, whose process ids are neighbours. */
-  if (!next) next = 20000 + (int)(((unsigned)getpid() * 2654435761u >> 8) % 12000);
-  for (int tries = 0; tries < 2000; tries++) {
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-    int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0), port = next;
-    next = next >= 31999 ? 20000 : next + 1;
-    address.sin_port = htons((uint16_t)port);
-    bool good = bind(fd, (void *)&address, sizeof address) == 0;
-    close(fd);
-    if (good) return port;
-  }
-  return 0;
 }
 
 static inline int remove_one(const char *path, const struct stat *info, int type, struct FTW *at) {

@@ -23,6 +23,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "free_port.h"
+
 #include <lauxlib.h>
 #include <lua.h>
 
@@ -296,14 +298,9 @@ static struct sockaddr_in loopback(int port) {
 
 /* port() -> a TCP port of 127.0.0.1 that was free a moment ago */
 static int port(lua_State *L) {
-  int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  if (fd < 0) return failed(L, "socket");
-  struct sockaddr_in address = loopback(0);
-  socklen_t size = sizeof address;
-  int problem = bind(fd, (struct sockaddr *)&address, size) || getsockname(fd, (struct sockaddr *)&address, &size);
-  close(fd);
-  if (problem) return failed(L, "bind");
-  lua_pushinteger(L, ntohs(address.sin_port));
+  int found = free_port();
+  if (!found) return failed(L, "port");
+  lua_pushinteger(L, found);
   return 1;
 }
 
