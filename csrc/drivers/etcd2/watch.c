@@ -4,8 +4,9 @@
  *
  * A poll that nothing came to is asked again after a while, from the same index: its head may have come, and the event
  * behind it be lost on the way. On a server that has much to do that costs a listing now and then. The head tells the
- * index of the server. One that is smaller than what was seen, or another cluster: the server has lost its data, or it
- * lags behind; a listing tells.
+ * index of the server. One that is smaller than what was seen: a member that lags behind, as followers do while they have
+ * no leader, and it will tell what we wait for; or the server has lost its data. Which of the two, time tells. In that
+ * case, and when the cluster is another, the core lists.
  *
  * A whole directory is deleted by one event, which the server gives to all who watch something in it too.
  */
@@ -19,6 +20,7 @@
 #define POLL_AGAIN (600 * ETCD2_SECOND)
 #define PATH_BYTES ((size_t)16 << 10)
 #define BACKOFF_MAX 1.0
+#define LAGS_MAX 10             /* looks at an index that is too small, about 3 s: elections take 1 to 2 */
 
 struct etcd2_poll {
   struct http_request http;   /* first */
@@ -26,11 +28,11 @@ struct etcd2_poll {
   struct etcd2 *etcd2;
   struct kv_feed *feed;
   struct kv_buffer path;
-  struct kv_timer timer;      /* out: ask again; otherwise: ask */
+  struct kv_timer timer;      /* out: ask once more; otherwise: ask */
   bool out;
   uint64_t index;             /* of the next event at the earliest */
   uint64_t begun;             /* the server's index when the poll began, 0: not told */
-  unsigned failures, empty;
+  unsigned failures, empty, lags;
 };
 
 static void ask(struct etcd2_poll *poll);
@@ -82,13 +84,17 @@ static void on_head(struct http_request *http) {
   uint64_t cluster;
   if (http->status != 200 || !http_header_number(http, "X-Etcd-Index", &poll->begun)) return;
   if (!header_hex(http, "X-Etcd-Cluster-Id", &cluster)) cluster = feed->history;
-  bool other = feed->history && cluster != feed->history;
+  bool other = feed->history && cluster != feed->history, lags = poll->begun + 1 < poll->index;
   feed->history = cluster;
-  if (other || poll->begun + 1 < poll->index) {
+  if (other || (lags && poll->lags >= LAGS_MAX)) {
     lose(poll, KV_COMPACTED, "the server has lost what it had told");
-    return;
+  } else if (lags) {
+    poll->begun = 0;
+    ask_later(poll, pause_of(poll->lags++));
+  } else {
+    poll->lags = 0;
+    kv_etcd2->feed_connected(feed, true);
   }
-  kv_etcd2->feed_connected(feed, true);
 }
 
 static void tell(struct kv_feed *feed, const struct etcd2_event *event) {
@@ -119,7 +125,7 @@ static void take_event(struct etcd2_poll *poll) {
   }
   uint64_t index = event.node.modified;
   poll->index = index + 1;
-  poll->failures = poll->empty = 0;
+  poll->failures = poll->empty = poll->lags = 0;
   /* It is the first since we asked: nothing had happened up to where the server was then. */
   if (poll->begun && index > poll->begun) kv_etcd2->feed_commit(feed, poll->begun);
   if (feed->data == poll) tell(feed, &event);
