@@ -16,6 +16,7 @@
 
 #include "../core/backend.h"
 #include "../core/watch.h"
+#include "../drivers/names.h"
 
 static const struct kv_lock_use election_use = {.noun = "election", .area = ".kv/election/"};
 
@@ -61,17 +62,9 @@ void kv_election_retract_parts(struct kv_lock *lock) {
 /* The leader's key is one level deep, as what lives no longer than a session has no children on some backends. */
 static bool leader_key(kv_slice name, char *out, size_t *size) {
   static const char area[] = ".kv/leader/";
-  size_t used = sizeof area - 1;
-  memcpy(out, area, used);
-  for (size_t i = 0; i < name.size; i++) {
-    char byte = name.data[i];
-    bool escaped = byte == '/' || byte == '%';
-    if (used + (escaped ? 3 : 1) > KV_KEY_MAX) return false;
-    if (escaped) memcpy(out + used, byte == '/' ? "%2F" : "%25", 3);
-    else out[used] = byte;
-    used += escaped ? 3 : 1;
-  }
-  *size = used;
+  if (sizeof area - 1 + kv_escaped_size(name) > KV_KEY_MAX) return false;
+  *size = kv_append(out, 0, KV_KEY_MAX, area, sizeof area - 1);
+  *size = kv_append_escaped(out, *size, KV_KEY_MAX, name);
   return true;
 }
 

@@ -31,6 +31,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../names.h"
 #include "consul.h"
 
 #define FOREIGN_FLAGS UINT64_C(0x2ddccbc058a50c18) /* Consul's own mark of a lock; it refuses a key with another */
@@ -40,25 +41,15 @@
 
 /* ------------------------------------------------------------------ names */
 
+/* There is always room: the core keeps names below KV_KEY_MAX. */
 static void append(struct consul_lock_key *out, const char *data, size_t size) {
-  /* the core keeps names below KV_KEY_MAX */
-  if (size > sizeof out->data - out->size) size = sizeof out->data - out->size;
-  memcpy(out->data + out->size, data, size);
-  out->size += size;
+  out->size = kv_append(out->data, out->size, sizeof out->data, data, size);
 }
 
 static void queue_base(const struct kv_place *place, struct consul_lock_key *out) {
   out->size = 0;
   append(out, ".kv/lock/", 9);
-  for (size_t i = 0; i < place->name.size; i++) {
-    char byte = place->name.data[i];
-    if (byte == '/')
-      append(out, "%2F", 3); /* lock "a" is not above lock "a/b" */
-    else if (byte == '%')
-      append(out, "%25", 3);
-    else
-      append(out, &byte, 1);
-  }
+  out->size = kv_append_escaped(out->data, out->size, sizeof out->data, place->name);
   append(out, "/", 1);
 }
 

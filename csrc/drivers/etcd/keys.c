@@ -10,13 +10,12 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "../names.h"
 #include "etcd.h"
 
+/* There is always room: the core keeps keys below KV_KEY_MAX. */
 static void append(struct etcd_key *out, const char *data, size_t size) {
-  size_t room = sizeof out->data - out->size; /* never too small: the core keeps keys below KV_KEY_MAX */
-  if (size > room) size = room;
-  if (size) memcpy(out->data + out->size, data, size);
-  out->size += size;
+  out->size = kv_append(out->data, out->size, sizeof out->data, data, size);
 }
 
 void etcd_key_of(const struct etcd *etcd, kv_slice key, struct etcd_key *out) {
@@ -50,30 +49,14 @@ kv_slice etcd_key_shown(const struct etcd *etcd, kv_slice key) {
 
 /* ------------------------------------------------------------------ lock queues */
 
-static void escape(struct etcd_lock_key *out, kv_slice name) {
-  size_t room = sizeof out->data - 64; /* for "/", the lease and a zero */
-  for (size_t i = 0; i < name.size && out->size + 3 <= room; i++) {
-    char byte = name.data[i];
-    if (byte == '/' || byte == '%') {
-      memcpy(out->data + out->size, byte == '/' ? "%2F" : "%25", 3);
-      out->size += 3;
-    } else {
-      out->data[out->size++] = byte;
-    }
-  }
-}
-
 /* The foreign layout is that of Go's concurrency.Mutex and etcdctl lock: NAME/LEASE. */
 void etcd_lock_key(const struct kv_place *place, struct etcd_lock_key *out) {
-  out->size = 0;
+  size_t room = sizeof out->data - 64; /* for "/", the lease and a zero */
   if (place->interop) {
-    size_t size = place->name.size < KV_KEY_MAX ? place->name.size : KV_KEY_MAX;
-    memcpy(out->data, place->name.data, size);
-    out->size = size;
+    out->size = kv_append(out->data, 0, room, place->name.data, place->name.size);
   } else {
-    memcpy(out->data, ".kv/lock/", 9);
-    out->size = 9;
-    escape(out, place->name);
+    out->size = kv_append(out->data, 0, room, ".kv/lock/", 9);
+    out->size = kv_append_escaped(out->data, out->size, room, place->name);
   }
   out->data[out->size++] = '/';
   out->prefix = out->size;

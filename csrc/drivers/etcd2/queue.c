@@ -15,31 +15,22 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../names.h"
 #include "etcd2.h"
 
 #define WAIT_AT_ONCE (30 * ETCD2_SECOND) /* a wait is looked at again after so long */
 
 /* ------------------------------------------------------------------ names */
 
+/* There is always room: the core keeps names below KV_KEY_MAX. */
 static void append(struct etcd2_name *out, const char *data, size_t size) {
-  /* the core keeps names below KV_KEY_MAX */
-  if (size > sizeof out->data - out->size) size = sizeof out->data - out->size;
-  memcpy(out->data + out->size, data, size);
-  out->size += size;
+  out->size = kv_append(out->data, out->size, sizeof out->data, data, size);
 }
 
 static void queue_name(const struct kv_place *place, struct etcd2_name *out) {
   out->size = 0;
   append(out, "_kv/lock/", 9);
-  for (size_t i = 0; i < place->name.size; i++) {
-    char byte = place->name.data[i];
-    if (byte == '/')
-      append(out, "%2F", 3); /* lock "a" is not above lock "a/b" */
-    else if (byte == '%')
-      append(out, "%25", 3);
-    else
-      append(out, &byte, 1);
-  }
+  out->size = kv_append_escaped(out->data, out->size, sizeof out->data, place->name);
 }
 
 static void entry_name(const struct kv_place *place, const char *id, struct etcd2_name *out) {

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../names.h"
 #include "zookeeper.h"
 
 #define MARK_SCHEME "digest"
@@ -99,20 +100,12 @@ static char *foreign_path(kv_slice name) {
 char *zk_queue_path(const struct kv_place *place) {
   static const char area[] = "/.kv/lock/";
   if (place->interop) return foreign_path(place->name);
-  char *path = malloc(sizeof area + 3 * place->name.size);
+  size_t room = sizeof area - 1 + kv_escaped_size(place->name);
+  char *path = malloc(room + 1);
   if (!path) return NULL;
-  char *at = path + sizeof area - 1;
-  memcpy(path, area, sizeof area);
-  for (size_t i = 0; i < place->name.size; i++) {
-    char byte = place->name.data[i];
-    if (byte == '/' || byte == '%') {
-      memcpy(at, byte == '/' ? "%2F" : "%25", 3);
-      at += 3;
-    } else {
-      *at++ = byte;
-    }
-  }
-  *at = '\0';
+  size_t size = kv_append(path, 0, room, area, sizeof area - 1);
+  size = kv_append_escaped(path, size, room, place->name);
+  path[size] = '\0';
   return path;
 }
 
