@@ -112,14 +112,6 @@ static void cancel(void *state, struct kv_op *op) {
   if (op->data) http_call_cancel(op->data);
 }
 
-static void watch_open(void *state, struct kv_feed *feed) {
-  etcd2_watch_open(state, feed);
-}
-
-static void watch_close(void *state, struct kv_feed *feed) {
-  etcd2_watch_close(state, feed);
-}
-
 static const struct kv_scheme schemes[] = {{"etcd2", false, 2379}, {"etcd2s", true, 2379}, {NULL, false, 0}};
 
 const struct kv_driver kv_driver_etcd2 = {
@@ -136,6 +128,6 @@ const struct kv_driver kv_driver_etcd2 = {
   .destroy = destroy,
   .start = start,
   .cancel = cancel,
-  .watch_open = watch_open,
-  .watch_close = watch_close,
+  .watch_open = etcd2_watch_open,
+  .watch_close = etcd2_watch_close,
 };

@@ -272,8 +272,8 @@ void etcd2_queue_renew(struct etcd2_call *call, const struct etcd2_name *noted);
 /* ------------------------------------------------------------------ watch.c */
 
 struct etcd2_poll;
-void etcd2_watch_open(struct etcd2 *etcd2, struct kv_feed *feed);
-void etcd2_watch_close(struct etcd2 *etcd2, struct kv_feed *feed);
+void etcd2_watch_open(void *state, struct kv_feed *feed);
+void etcd2_watch_close(void *state, struct kv_feed *feed);
 void etcd2_watches_close(struct etcd2 *etcd2);
 
 /* ------------------------------------------------------------------ driver.c */

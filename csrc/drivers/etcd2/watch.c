@@ -221,7 +221,8 @@ static void time_is_up(struct kv_timer *timer) {
 
 /* ------------------------------------------------------------------ for the core */
 
-void etcd2_watch_open(struct etcd2 *etcd2, struct kv_feed *feed) {
+void etcd2_watch_open(void *state, struct kv_feed *feed) {
+  struct etcd2 *etcd2 = state;
   if (etcd2_is_hidden(feed->key)) {
     kv_etcd2->feed_lost(feed, KV_UNSUPPORTED, "etcd v2 hides names that begin with \"_\"");
     return;
@@ -245,8 +246,8 @@ void etcd2_watch_open(struct etcd2 *etcd2, struct kv_feed *feed) {
   ask(poll);
 }
 
-void etcd2_watch_close(struct etcd2 *etcd2, struct kv_feed *feed) {
-  (void)etcd2;
+void etcd2_watch_close(void *state, struct kv_feed *feed) {
+  (void)state;
   if (feed->data) poll_free(feed->data);
 }
 
