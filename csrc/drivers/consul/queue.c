@@ -143,6 +143,16 @@ static bool refused_for_good(struct consul_call *call, const struct json *answer
   return denied || gone;
 }
 
+/* The first operation of a transaction, that with our session or our ticket, was refused. */
+static void refuse_first(struct consul_call *call, const struct json *answer) {
+  kv_slice what = {NULL, 0};
+  char shown[160];
+  bool told = consul_txn_error(answer, 0, &what);
+  if (refused_for_good(call, answer, what)) return;
+  if (call->op->kind == KV_QUEUE_CLAIM) consul_finish(call, KV_LOST, "our entry in the queue is gone");
+  else consul_finish(call, KV_FAILED, "%s", told ? http_shown(what, shown, sizeof shown) : "refused");
+}
+
 /* ------------------------------------------------------------------ who is before us? */
 
 struct line {
@@ -284,15 +294,10 @@ static void line_told(struct consul_call *call) {
   struct json *answer = consul_txn_answer(call);
   struct consul_lock_key ticket;
   struct consul_pair pair;
-  kv_slice what = {NULL, 0};
-  char shown[160];
   if (!answer) return;
   own_ticket(call, &ticket);
   if (call->http.status == 409) {
-    bool told = consul_txn_error(answer, 0, &what);
-    if (refused_for_good(call, answer, what)) told = false;
-    else if (op->kind == KV_QUEUE_CLAIM) consul_finish(call, KV_LOST, "our entry in the queue is gone");
-    else consul_finish(call, KV_FAILED, "%s", told ? http_shown(what, shown, sizeof shown) : "refused");
+    refuse_first(call, answer);
   } else if (!consul_txn_result(answer, slice(&ticket), NULL, &pair)) {
     consul_garbled(call);
   } else if (!tell_nearest(call, json_member(answer, "Results"), pair.created, pair.revision)) {
@@ -305,11 +310,16 @@ static void line_told(struct consul_call *call) {
   json_free(answer);
 }
 
-static void join_many(struct consul_call *call) {
+/* Our ticket, and who is in the queue with it. */
+static void stand_in_line(struct consul_call *call, void (*then)(struct consul_call *call)) {
   begin_txn(call);
   lock_ticket(call);
   get_queue(call);
-  consul_send_txn(call, true, line_told);
+  consul_send_txn(call, true, then);
+}
+
+static void join_many(struct consul_call *call) {
+  stand_in_line(call, line_told);
 }
 
 static void claim_one_of(struct consul_call *call) {
@@ -369,14 +379,10 @@ static void joined(struct consul_call *call) {
   struct json *answer = consul_txn_answer(call);
   struct consul_lock_key ticket;
   struct consul_pair pair;
-  kv_slice what = {NULL, 0};
-  char shown[160];
   if (!answer) return;
   own_ticket(call, &ticket);
   if (call->http.status == 409) {
-    bool told = consul_txn_error(answer, 0, &what);
-    if (!refused_for_good(call, answer, what))
-      consul_finish(call, KV_FAILED, "%s", told ? http_shown(what, shown, sizeof shown) : "refused");
+    refuse_first(call, answer);
   } else if (!consul_txn_result(answer, slice(&ticket), NULL, &pair)) {
     consul_garbled(call);
   } else {
@@ -389,26 +395,17 @@ static void joined(struct consul_call *call) {
   json_free(answer);
 }
 
-static void stand_in_line(struct consul_call *call) {
-  begin_txn(call);
-  lock_ticket(call);
-  get_queue(call);
-  consul_send_txn(call, true, joined);
-}
-
 static void joined_and_taken(struct consul_call *call) {
   struct json *answer = consul_txn_answer(call);
   kv_slice what = {NULL, 0};
-  char shown[160];
   if (!answer) return;
   if (call->http.status == 200) {
     call->op->result.answered_ahead = true;
     if (!taken(call, answer)) consul_garbled(call);
   } else if (consul_txn_error(answer, 0, &what) || consul_txn_denied(answer, &what)) {
-    if (!refused_for_good(call, answer, what))
-      consul_finish(call, KV_FAILED, "%s", http_shown(what, shown, sizeof shown));
+    refuse_first(call, answer);
   } else { /* somebody holds it */
-    stand_in_line(call);
+    stand_in_line(call, joined);
   }
   json_free(answer);
 }
@@ -419,7 +416,7 @@ static void joined_and_taken(struct consul_call *call) {
  */
 static void join(struct consul_call *call) {
   if (*crowd_mark(call)) {
-    stand_in_line(call);
+    stand_in_line(call, joined);
     return;
   }
   begin_txn(call);
