@@ -3,29 +3,9 @@
  * same verdict; and the answer of a transaction, a refusal and a duration must be read without harm whatever they
  * are. The first byte is the size of the pieces.
  */
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "fuzz.h"
 
 #include "drivers/consul/consul.h"
-
-#define MUST(condition)                                                     \
-  do {                                                                      \
-    if (!(condition)) {                                                     \
-      fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition); \
-      abort();                                                              \
-    }                                                                       \
-  } while (0)
-
-struct sum {
-  uint64_t count, mark;
-};
-
-static uint64_t mix(uint64_t mark, kv_slice bytes) {
-  for (size_t i = 0; i < bytes.size; i++) mark = (mark ^ (unsigned char)bytes.data[i]) * UINT64_C(1099511628211);
-  return mark;
-}
 
 static bool add(void *context, const struct consul_pair *pair) {
   struct sum *sum = context;
@@ -67,7 +47,6 @@ static void read_answer(kv_slice text) {
   json_free(answer);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   struct sum whole, parts;
   char session[CONSUL_SESSION_SIZE], shown[80];

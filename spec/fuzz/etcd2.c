@@ -3,29 +3,9 @@
  * and the same verdict; an event, an error and the mark of a value must be read without harm whatever they are; and a
  * value must come back from what is kept of it. The first byte is the size of the pieces.
  */
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "fuzz.h"
 
 #include "drivers/etcd2/etcd2.h"
-
-#define MUST(condition)                                                     \
-  do {                                                                      \
-    if (!(condition)) {                                                     \
-      fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition); \
-      abort();                                                              \
-    }                                                                       \
-  } while (0)
-
-struct sum {
-  uint64_t count, mark;
-};
-
-static uint64_t mix(uint64_t mark, kv_slice bytes) {
-  for (size_t i = 0; i < bytes.size; i++) mark = (mark ^ (unsigned char)bytes.data[i]) * UINT64_C(1099511628211);
-  return mark;
-}
 
 static bool add(void *context, const struct etcd2_node *node, struct kv_buffer *room) {
   struct sum *sum = context;
@@ -118,7 +98,6 @@ static void keep(kv_slice value, uint64_t lease, bool with_mark) {
   kv_buffer_free(&room);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   struct sum whole, parts;
   if (!size) return 0;

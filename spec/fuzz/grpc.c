@@ -8,8 +8,7 @@
  * What happens between the pieces (start, send, cancel, produce, ping) follows from the input as well. Each call must
  * end once, messages must lie in memory that can be read, and the sanitizers find nothing.
  */
-#include <stdlib.h>
-#include <string.h>
+#include "fuzz.h"
 
 #include "wire/grpc.h"
 
@@ -110,7 +109,6 @@ static void feed_frames(struct grpc_connection *connection, const uint8_t *data,
   }
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   if (size < 1) return 0;
   struct grpc_connection *connection = grpc_connection_new("host:1", false, MESSAGE_MAX, 65535);

@@ -1,19 +1,8 @@
 /* Fuzz header lines: what is split off lies inside of the line, has no blanks around it, and means the same when put
  * together again. */
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "fuzz.h"
 
 #include "wire/http.h"
-
-#define MUST(condition)                                                     \
-  do {                                                                      \
-    if (!(condition)) {                                                     \
-      fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition); \
-      abort();                                                              \
-    }                                                                       \
-  } while (0)
 
 static bool is_blank(char byte) {
   return byte == ' ' || byte == '\t';
@@ -39,7 +28,6 @@ static void check_line(kv_slice line) {
   free(together);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   char *copy = malloc(size ? size : 1);
   struct http_request request = {.head = {copy, size}};

@@ -2,20 +2,9 @@
  * Fuzz keys. The two ways in must agree on every input, a canonical form must be its own canonical form, and a
  * message must be printable whatever the key was.
  */
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "fuzz.h"
 
 #include "core/core.h"
-
-#define MUST(condition)                                                     \
-  do {                                                                      \
-    if (!(condition)) {                                                     \
-      fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition); \
-      abort();                                                              \
-    }                                                                       \
-  } while (0)
 
 static bool is_printable(const char *text) {
   for (; *text; text++)
@@ -23,7 +12,6 @@ static bool is_printable(const char *text) {
   return true;
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   /* A copy of the exact size, so that a read past the end is seen. */
   char *copy = malloc(size ? size : 1), *out = malloc(KV_KEY_MAX), *again = malloc(KV_KEY_MAX);

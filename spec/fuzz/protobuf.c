@@ -3,15 +3,9 @@
  * of csrc/wire/protobuf.c. What they give must lie inside of the message and respect the limits that the driver counts
  * on, and a reader that refused must not have run past its end.
  */
-#include <stdlib.h>
-#include <string.h>
+#include "fuzz.h"
 
 #include "drivers/etcd/messages.h"
-
-#define MUST(condition)        \
-  do {                         \
-    if (!(condition)) abort(); \
-  } while (0)
 
 static kv_slice message;
 
@@ -106,7 +100,6 @@ static void read_others(void) {
   if (etcd_read_event(message, &event)) check_pair(&event.pair);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   /* From the heap in its exact size, so that each step beyond is seen. */
   char *copy = malloc(size ? size : 1);

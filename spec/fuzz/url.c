@@ -2,20 +2,9 @@
  * Fuzz URLs, as they are and as the password of one. Whatever is parsed must obey the limits, whatever is refused
  * must be said in printable words, and no message may show the password.
  */
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
+#include "fuzz.h"
 
 #include "core/core.h"
-
-#define MUST(condition)                                                     \
-  do {                                                                      \
-    if (!(condition)) {                                                     \
-      fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #condition); \
-      abort();                                                              \
-    }                                                                       \
-  } while (0)
 
 /* Schemes as the real drivers have them; weak, for a link with the real table. */
 static const struct kv_scheme schemes[] = {{"zk", false, 2181}, {"zks", true, 2181}, {"local", false, 0}, {0}};
@@ -96,7 +85,6 @@ static void as_password(const char *text) {
   }
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   char *text = malloc(size + 1);
   if (!text) abort();
