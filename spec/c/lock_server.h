@@ -667,6 +667,15 @@ static kv_store *open_at(const char *url) {
   return store;
 }
 
+/* Locks of the server that has its own thread, and of the other one, behave alike. */
+__attribute__((unused)) static const char *const urls[] = {"lockfake://here/app", "lockthread://here/app"};
+
+/* On a server that knows nothing. */
+__attribute__((unused)) static kv_store *fresh(const char *url) {
+  reset_server();
+  return open_at(url);
+}
+
 static void close_store(kv_store *store) {
   kv_close(store);
   CHECK(kv_close_wait(store, 10));
@@ -686,6 +695,24 @@ __attribute__((unused)) static kv_code next_code(void) {
   kv_code code = reply ? kv_reply_code(reply) : KV_CODE_COUNT;
   kv_reply_free(reply);
   return code;
+}
+
+__attribute__((unused)) static uint64_t ask_acquire(kv_lock *lock, double timeout, uint64_t tag) {
+  kv_error error = {0};
+  uint64_t id = 0;
+  CHECK_EQ(kv_lock_acquire(lock, queue, timeout, tag, &id, &error), KV_OK);
+  return id;
+}
+
+__attribute__((unused)) static kv_code acquire(kv_lock *lock, double timeout) {
+  ask_acquire(lock, timeout, 1);
+  return next_code();
+}
+
+__attribute__((unused)) static kv_code release(kv_lock *lock) {
+  kv_error error = {0};
+  CHECK_EQ(kv_lock_release(lock, queue, 5, 2, NULL, &error), KV_OK);
+  return next_code();
 }
 
 /* Nothing of us is on the server. */

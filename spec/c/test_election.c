@@ -33,13 +33,6 @@ static kv_code resign(kv_lock *election) {
   return next_code();
 }
 
-static const char *const urls[] = {"lockfake://here/app", "lockthread://here/app"};
-
-static kv_store *fresh(const char *url) {
-  reset_server();
-  return open_at(url);
-}
-
 static void check_no_key_left(void) {
   check_nothing_left();
   CHECK_EQ(keys_there(), 0);

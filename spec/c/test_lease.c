@@ -6,13 +6,6 @@
 
 /* ------------------------------------------------------------------ helpers */
 
-static const char *const urls[] = {"lockfake://here", "lockthread://here"};
-
-static kv_store *fresh(const char *url) {
-  reset_server();
-  return open_at(url);
-}
-
 static kv_lease *ask_lease(kv_store *store, double ttl, double timeout, uint64_t *id) {
   kv_lease *lease = NULL;
   CHECK_EQ(kv_lease_open(store, queue, ttl, timeout, 1, id, &lease, NULL), KV_OK);

@@ -18,24 +18,6 @@ static kv_lock *new_lock(kv_store *store, double ttl) {
   return lock;
 }
 
-static uint64_t ask_acquire(kv_lock *lock, double timeout, uint64_t tag) {
-  kv_error error = {0};
-  uint64_t id = 0;
-  CHECK_EQ(kv_lock_acquire(lock, queue, timeout, tag, &id, &error), KV_OK);
-  return id;
-}
-
-static kv_code acquire(kv_lock *lock, double timeout) {
-  ask_acquire(lock, timeout, 1);
-  return next_code();
-}
-
-static kv_code release(kv_lock *lock) {
-  kv_error error = {0};
-  CHECK_EQ(kv_lock_release(lock, queue, 5, 2, NULL, &error), KV_OK);
-  return next_code();
-}
-
 /* The tag of the next reply, which must have this code. */
 static uint64_t next_tag(kv_code code) {
   kv_reply *reply = next_reply_within(20);
@@ -44,13 +26,6 @@ static uint64_t next_tag(kv_code code) {
   uint64_t tag = kv_reply_tag(reply);
   kv_reply_free(reply);
   return tag;
-}
-
-static const char *const urls[] = {"lockfake://here/app", "lockthread://here/app"};
-
-static kv_store *fresh(const char *url) {
-  reset_server();
-  return open_at(url);
 }
 
 /* ------------------------------------------------------------------ the plain way */

@@ -14,31 +14,6 @@ static kv_lock *new_semaphore(kv_store *store, uint32_t limit) {
   return semaphore;
 }
 
-static uint64_t ask(kv_lock *semaphore, double timeout, uint64_t tag) {
-  kv_error error = {0};
-  uint64_t id = 0;
-  CHECK_EQ(kv_lock_acquire(semaphore, queue, timeout, tag, &id, &error), KV_OK);
-  return id;
-}
-
-static kv_code acquire(kv_lock *semaphore, double timeout) {
-  ask(semaphore, timeout, 1);
-  return next_code();
-}
-
-static kv_code release(kv_lock *semaphore) {
-  kv_error error = {0};
-  CHECK_EQ(kv_lock_release(semaphore, queue, 5, 2, NULL, &error), KV_OK);
-  return next_code();
-}
-
-static const char *const urls[] = {"lockfake://here/app", "lockthread://here/app"};
-
-static kv_store *fresh(const char *url) {
-  reset_server();
-  return open_at(url);
-}
-
 static size_t waits_there(void) {
   size_t count = 0;
   pthread_mutex_lock(&server.lock);
@@ -86,7 +61,7 @@ TEST(waiters_wait_for_the_nearest_and_are_served_in_turn) {
     kv_lock *all[7];
     for (int n = 0; n < 7; n++) {
       all[n] = new_semaphore(store, 2);
-      ask(all[n], -1, (uint64_t)n + 10);
+      ask_acquire(all[n], -1, (uint64_t)n + 10);
       WAIT_FOR(entries_there() == (size_t)n + 1);
       if (n < 2) CHECK_EQ(next_code(), KV_OK);
     }
@@ -114,7 +89,7 @@ TEST(another_limit_is_refused) {
   kv_store *store = fresh(urls[0]);
   kv_lock *two = new_semaphore(store, 2), *three = new_semaphore(store, 3);
   CHECK_EQ(acquire(two, 5), KV_OK);
-  ask(three, 5, 4);
+  ask_acquire(three, 5, 4);
   kv_reply *reply = next_reply_within(20);
   REQUIRE(reply);
   CHECK_EQ(kv_reply_code(reply), KV_INVALID);
@@ -135,9 +110,9 @@ TEST(one_who_disagrees_and_leaves_is_no_hindrance) {
   kv_store *store = fresh(urls[0]), *other = open_at(urls[0]);
   kv_lock *three = new_semaphore(store, 3), *two = new_semaphore(other, 2), *third = new_semaphore(store, 3);
   CHECK_EQ(acquire(three, 5), KV_OK);
-  ask(two, 5, 4);
+  ask_acquire(two, 5, 4);
   WAIT_FOR(entries_there() == 2);
-  ask(third, 5, 5);
+  ask_acquire(third, 5, 5);
   kv_reply *first = next_reply_within(20), *second = next_reply_within(20);
   REQUIRE(first && second);
   for (int i = 0; i < 2; i++) {
@@ -180,7 +155,7 @@ TEST(behind_a_large_limit_a_waiter_looks_again) {
     all[n] = new_semaphore(store, MANY);
     CHECK_EQ(acquire(all[n], 5), KV_OK);
   }
-  ask(waiter, 10, 7);
+  ask_acquire(waiter, 10, 7);
   WAIT_FOR(waits_there() == 32);
   CHECK_EQ(release(all[0]), KV_OK);
   CHECK_EQ(next_code(), KV_OK);
@@ -205,7 +180,7 @@ TEST(faults_that_pass_are_overcome) {
         CHECK_EQ(acquire(one, 5), KV_OK);
         CHECK_EQ(acquire(two, 5), KV_OK);
         fault(kinds[kind], types[type], 2);
-        ask(three, 10, 7);
+        ask_acquire(three, 10, 7);
         WAIT_FOR(entries_there() == 3 && waits_there() >= 2);
         CHECK_EQ(release(one), KV_OK);
         CHECK_EQ(next_code(), KV_OK);
@@ -224,7 +199,7 @@ static void give_up(const char *url, int how) {
   kv_lock *held[2] = {new_semaphore(other, 2), new_semaphore(other, 2)}, *waiter = new_semaphore(store, 2);
   CHECK_EQ(acquire(held[0], 5), KV_OK);
   CHECK_EQ(acquire(held[1], 5), KV_OK);
-  uint64_t id = ask(waiter, how ? -1 : 0.1, 7);
+  uint64_t id = ask_acquire(waiter, how ? -1 : 0.1, 7);
   WAIT_FOR(waits_there() == 2);
   if (how == 1) kv_cancel(queue, id);
   if (how == 2) kv_lock_free(waiter);
@@ -254,7 +229,7 @@ TEST(an_entry_that_is_lost_while_waiting_is_made_again) {
   kv_store *store = fresh(urls[0]);
   kv_lock *one = new_semaphore(store, 1), *two = new_semaphore(store, 1);
   CHECK_EQ(acquire(one, 5), KV_OK);
-  ask(two, 10, 7);
+  ask_acquire(two, 10, 7);
   WAIT_FOR(waits_there() == 1);
   end_entries(); /* the holder's and the waiter's: the waiter is woken, finds its own gone and gets in line anew */
   CHECK_EQ(next_code(), KV_OK);
