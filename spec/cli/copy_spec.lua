@@ -4,6 +4,8 @@ local util = require("spec.support.util")
 local servers = require("spec.support.servers")
 local kv = require("kv")
 
+local fill, contents, ALL_BYTES = cli.fill, cli.contents, cli.all_bytes
+
 local function succeeds(...)
   local status, out, err = cli.run(nil, ...)
   assert.equal(0, status, err)
@@ -17,10 +19,6 @@ local function fails(wanted, ...)
   return err
 end
 
-local ALL_BYTES = {}
-for i = 0, 255 do ALL_BYTES[i + 1] = string.char(i) end
-ALL_BYTES = table.concat(ALL_BYTES)
-
 -- What must arrive byte by byte.
 local ODD = {
   ["plain"] = "value", ["empty"] = "", ["all bytes"] = ALL_BYTES, ["big"] = ALL_BYTES:rep(1000),
@@ -28,19 +26,6 @@ local ODD = {
   ['quote"s'] = '"', ["back\\slash"] = "\\u0041\\", ["gr\195\188n/\226\130\172"] = "\195\188",
   ["%41+a?b#c&d=e"] = "%00", ["~/*'$(x)`"] = "\194", ["-starts/with"] = "-", ["a.b/..c"] = "\127",
 }
-
-local function fill(url, values)
-  local store = assert(kv.open(url))
-  assert(store:put_many(values))
-  store:close()
-end
-
-local function contents(url)
-  local store, found = assert(kv.open(url)), {}
-  for _, pair in ipairs(assert(store:list(""))) do found[pair.key] = pair.value end
-  store:close()
-  return found
-end
 
 describe("kv copy", function()
   it("copies what differs, exactly, and says so", function()

@@ -3,7 +3,8 @@ local json = require("kv.cli.json")
 local format = require("kv.cli.format")
 local progress = require("kv.cli.progress")
 local util = require("spec.support.util")
-local kv = require("kv")
+
+local fill, contents, ALL_BYTES = cli.fill, cli.contents, cli.all_bytes
 
 local function succeeds(url, ...)
   local status, out, err = cli.run(url, ...)
@@ -17,19 +18,6 @@ local function fails(wanted, url, ...)
   return err
 end
 
-local function fill(url, values)
-  local store = assert(kv.open(url))
-  assert(store:put_many(values))
-  store:close()
-end
-
-local function contents(url)
-  local store, found = assert(kv.open(url)), {}
-  for _, pair in ipairs(assert(store:list(""))) do found[pair.key] = pair.value end
-  store:close()
-  return found
-end
-
 -- Give a text to `kv import` on its standard input, as a pipe: status, output.
 local function pipe_import(url, text, ...)
   local process = cli.pipe(url, "import", ...)
@@ -39,10 +27,6 @@ local function pipe_import(url, text, ...)
   local _, status = process:wait(cli.patience)
   return status, line
 end
-
-local ALL_BYTES = {}
-for i = 0, 255 do ALL_BYTES[i + 1] = string.char(i) end
-ALL_BYTES = table.concat(ALL_BYTES)
 
 local ODD = {
   plain = "value", empty = "", ["all bytes"] = ALL_BYTES, big = ALL_BYTES:rep(500), ["dir/child"] = "\127",

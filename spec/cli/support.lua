@@ -1,4 +1,5 @@
 -- Runs the installed-like launcher build/LUA/bin/kv as a user would, and collects what it says.
+local kv = require("kv")
 local native = require("spec.native")
 local util = require("spec.support.util")
 
@@ -44,16 +45,27 @@ end
 function cli.url() return "local:" .. util.folder() .. "/store" end
 
 -- Run a process's output lines up to one that contains `text`.
-function cli.wait_line(process, text, seconds)
-  local deadline = native.now() + (seconds or PATIENCE)
-  local seen = {}
-  while true do
-    local line, problem = process:line(math.max(deadline - native.now(), 0.01))
-    if not line then error(("no line with %q: %s; seen: %s"):format(text, problem, table.concat(seen, "\n")), 2) end
-    seen[#seen + 1] = line
-    if line:find(text, 1, true) then return line end
-  end
+function cli.wait_line(process, text, seconds) return util.line_with(process, text, seconds or PATIENCE) end
+
+-- Put into the store what the table says.
+function cli.fill(url, values)
+  local store = assert(kv.open(url))
+  assert(store:put_many(values))
+  store:close()
 end
+
+-- {key = value} of all that is in the store.
+function cli.contents(url)
+  local store, found = assert(kv.open(url)), {}
+  for _, pair in ipairs(assert(store:list(""))) do found[pair.key] = pair.value end
+  store:close()
+  return found
+end
+
+-- Each byte there is, once.
+local bytes = {}
+for i = 0, 255 do bytes[i + 1] = string.char(i) end
+cli.all_bytes = table.concat(bytes)
 
 cli.patience = PATIENCE
 

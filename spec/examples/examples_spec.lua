@@ -15,15 +15,7 @@ local function run(name, ...)
   return status, text
 end
 
-local function line_with(process, wanted)
-  local seen = {}
-  while true do
-    local line, problem = process:line(PATIENCE)
-    if not line then error(("no line with %q: %s; seen:\n%s"):format(wanted, problem, table.concat(seen, "\n")), 2) end
-    seen[#seen + 1] = line
-    if line:find(wanted, 1, true) then return line end
-  end
-end
+local function line_with(process, wanted) return util.line_with(process, wanted, PATIENCE) end
 
 local function url() return "local:" .. util.folder() .. "/store" end
 

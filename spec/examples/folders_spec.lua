@@ -22,28 +22,11 @@ local function start(name, environment, ...)
   return process
 end
 
--- Read lines up to one that has all that is wanted; returns it.
-local function line_with(process, wanted)
-  local seen = {}
-  while true do
-    local line, problem = process:line(PATIENCE)
-    if not line then error(("no line with %q: %s; seen:\n%s"):format(wanted, problem, table.concat(seen, "\n")), 2) end
-    seen[#seen + 1] = line
-    if line:find(wanted, 1, true) then return line end
-  end
-end
+-- Read lines up to one that has `wanted`; returns it.
+local function line_with(process, wanted) return util.line_with(process, wanted, PATIENCE) end
 
 -- Read lines up to one that is like this; returns what it captures.
-local function line_like(process, pattern)
-  local seen = {}
-  while true do
-    local line, problem = process:line(PATIENCE)
-    if not line then error(("no line like %q: %s; seen:\n%s"):format(pattern, problem, table.concat(seen, "\n")), 2) end
-    seen[#seen + 1] = line
-    local first, second = line:match(pattern)
-    if first then return first, second end
-  end
-end
+local function line_like(process, pattern) return util.line_like(process, pattern, PATIENCE) end
 
 -- End it as Ctrl-C does, all of it: nothing that it started stays.
 local function stop(process)

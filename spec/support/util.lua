@@ -105,4 +105,32 @@ else
   util.guard = setmetatable({}, {__gc = at_end})
 end
 
+-- Read lines of a process up to one for which found(line) is true, or gives something; within `seconds` in all.
+local function read_lines(process, what, found, seconds)
+  local deadline, seen = native.now() + seconds, {}
+  while true do
+    local line, problem = process:line(math.max(deadline - native.now(), 0.01))
+    if not line then error(("no line %s: %s; seen:\n%s"):format(what, problem, table.concat(seen, "\n")), 3) end
+    seen[#seen + 1] = line
+    local first, second = found(line)
+    if first then return first, second end
+  end
+end
+
+-- The next line of a process that contains `text`.
+function util.line_with(process, text, seconds)
+  local line = read_lines(process, ("with %q"):format(text), function(line)
+    return line:find(text, 1, true) and line
+  end, seconds)
+  return line
+end
+
+-- What the pattern captures in the next line that matches it, two captures at the most.
+function util.line_like(process, pattern, seconds)
+  local first, second = read_lines(process, ("like %q"):format(pattern), function(line)
+    return line:match(pattern)
+  end, seconds)
+  return first, second
+end
+
 return util
