@@ -117,6 +117,45 @@ describe("ZooKeeper's network", function()
     end, "the watch is exact", 20)
   end)
 
+  -- Long paths: one session has no room for all of them. The first host is that of the store's own session, the second
+  -- one that of the other session with watches.
+  it("of a tree's sessions one expires, and what the others watch is not told to be gone", function()
+    local second, count = proxies.start(zk.port), 1500
+    second:tell("refuse")
+    local store = assert(kv.open(("zk://127.0.0.1:%d,127.0.0.1:%d"):format(proxy.port, second.port),
+      {session_ttl = 1, connect_timeout = 1, timeout = 10}))
+    stores[#stores + 1] = store
+    assert(store:ping())
+    second:tell("listen")
+    proxy:tell("refuse")
+    local values, long = {}, ("k"):rep(420)
+    for i = 1, count do values[("dir/%s%d"):format(long, i)] = "v" end
+    assert(direct:put_many(values))
+    local watch = assert(store:watch_tree("dir"))
+    for _ = 1, count do assert.equal("put", assert(watch:next(20)).type) end
+    assert.equal("1 1", proxy:number("open") .. " " .. second:number("open"))
+    second:tell("refuse")
+    proxy:tell("now silent")
+    eventually(function()
+      return zk:ask("mntr"):match("zk_global_sessions%s+(%d+)") == "2" -- of the other store, and the second of this one
+    end, "the server has forgotten the first session", 10)
+    second:tell("listen")
+    assert(direct:delete("dir/" .. long .. 7))
+    assert(direct:put("dir/end", "v"))
+    local told = {}
+    repeat
+      local event = assert(watch:next(20))
+      told[#told + 1] = event.type .. " " .. event.key:gsub("k+", "k")
+    until #told == 2
+    table.sort(told)
+    assert.same({"delete dir/k7", "put dir/end"}, told)
+    eventually(function() return watch:connected() end, "all is read again", 20)
+    local event, message, code = watch:next(0)
+    assert.is_nil(event)
+    assert.equal("timeout", code, message)
+    second:stop()
+  end)
+
   it("a lock that was asked for without an answer leaves nothing behind", function()
     local store = open()
     local lock = assert(store:lock("door", {ttl = 3}))

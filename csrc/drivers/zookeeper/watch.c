@@ -6,10 +6,10 @@
  * reading again arms it again: nothing can happen between the reading and the arming, as they are one. What is read
  * is compared by its transaction numbers, so that a node that was deleted and made again is seen as what it is.
  *
- * A pass reads everything that is not armed and feeds it as a whole state: at the beginning, and when a session has
- * expired with all its watches. After that only what fired is read again and fed as an event. When a connection is
- * lost and the session survives, the library arms its watches again on the new connection, and only what was being
- * read is read again.
+ * A pass reads everything and feeds it as a whole state: at the beginning, and when the session of the root has expired
+ * with all its watches. After that only what fired is read again and fed as an event. When a connection is lost and the
+ * session survives, the library arms its watches again on the new connection, and only what was being read is read
+ * again.
  *
  * That a node is gone is told by the names in its directory, and at which revision by that directory's pzxid at the
  * same moment; for the root of a watcher, by the nearest ancestor that is there.
@@ -618,22 +618,28 @@ void zk_watches_ready(struct zk_session *session) {
   }
 }
 
-static void forget_watches(struct spot *spot, const struct zk_session *session) {
-  if (spot->session == session) spot->armed = 0;
-  if (spot->session == session) want(spot, spot->parent ? DATA | NAMES : spot->watcher->tree ? NAMES : DATA);
-  for (struct spot *child = spot->first; child; child = child->next) forget_watches(child, session);
+/* What the session watched is to be read again; for a whole state everything is: what others watch stays armed. */
+static void read_again(struct spot *spot, const struct zk_session *session, bool whole) {
+  bool forgotten = spot->session == session;
+  if (forgotten) spot->armed = 0;
+  if (forgotten || whole) want(spot, spot->parent ? DATA | NAMES : spot->watcher->tree ? NAMES : DATA);
+  for (struct spot *child = spot->first; child; child = child->next) read_again(child, session, whole);
 }
 
-/* Everything that it watched is read again and fed as a whole: numbers went back if a server has lost its data. */
+/*
+ * Everything that it watched is read again. With the root's session the whole is, also what other sessions watch that
+ * live on, and fed as a state: numbers went back if a server has lost its data.
+ */
 void zk_watches_expired(struct zk_session *session) {
   struct kv_list *feeds = &session->zk->feeds, *next;
   for (struct kv_list *at = feeds->next; at != feeds; at = next) {
     struct watcher *watcher = kv_list_of(struct watcher, node, at);
     next = at->next;
     if (!watcher->feed || !uses(watcher->root, session)) continue;
+    bool whole = session == watcher->root->session && watcher->begun;
     set_connected(watcher, false);
-    forget_watches(watcher->root, session);
-    if (session != watcher->root->session || !watcher->begun) continue;
+    read_again(watcher->root, session, whole);
+    if (!whole) continue;
     watcher->revision = 0;
     begin_pass(watcher);
   }
