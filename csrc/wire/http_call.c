@@ -100,6 +100,7 @@ void *http_call_new(struct http_calls *calls, size_t size, struct kv_op *op) {
 static void end(struct http_call *call, kv_code code, const char *cause) {
   struct http_calls *calls = call->calls;
   struct kv_op *op = call->op;
+  if (call->applied && code == KV_UNAVAILABLE) code = KV_UNKNOWN;
   http_cancel(calls->http, &call->http);
   *call->link = call->next;
   if (call->next) call->next->link = call->link;

@@ -45,6 +45,7 @@ struct http_calls {
   bool (*on_piece)(struct http_call *call, const char *data, size_t size);                            \
   bool write;                     /* the request that is out: its loss leaves a doubt */              \
   bool undo;                      /* when cancelled it goes on without op: what it did is taken back */ \
+  bool applied;                   /* an earlier request has written: that a later one was not sent is no proof */ \
   bool lasting;                   /* as in http.h, of the next request */                             \
   const char *content_type;       /* of the body of the next request, or NULL. Static */              \
   bool has_query;                                                                                     \

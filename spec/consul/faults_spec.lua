@@ -289,3 +289,53 @@ describe("consul with few connections", function()
     server:stop()
   end)
 end)
+
+-- What takes more than one request, some of which came through: `unavailable` would be a lie, and to begin again too.
+describe("consul that is lost between two requests of one write", function()
+  local server, process, store
+
+  local function open(pattern, count, what)
+    process = util.lua("spec/support/between.lua", tostring(server.port), pattern, tostring(count), what)
+    local port = assert(tonumber((assert(process:line(10)))))
+    store = assert(kv.open(("consul://127.0.0.1:%d/app"):format(port), {timeout = 2}))
+  end
+
+  setup(function() server = servers.consul{} end)
+  teardown(function() server:stop() end)
+  after_each(function()
+    store:close()
+    process:kill("KILL")
+    process:wait(10)
+  end)
+
+  it("a large value that was put, and could not be looked at", function()
+    local large, direct = ("0123456789abcdef"):rep(32 * 1024), assert(kv.open(server:url("/app")))
+    open("^GET /v1/kv/app/large%?", 0, "lose")
+    fails("unknown", store:atomic_put("large", large, nil))
+    local pair = assert(direct:get("large"))
+    assert.is_true(pair.value == large)
+    fails("unknown", store:atomic_put("large", large, pair, {ttl = 30}))
+    assert.is_true(assert(direct:get("large")).revision > pair.revision)
+    fails("unknown", store:put("large", large))
+    assert(direct:delete("large"))
+    direct:close()
+  end)
+
+  it("a transaction of deletes alone, whose index could not be asked for", function()
+    local direct = assert(kv.open(server:url("/app")))
+    local pair = assert(direct:put("key", "v"))
+    open("^GET /v1/kv/.kv/none", 0, "lose")
+    fails("unknown", store:txn():check("key", pair):delete("key"):commit())
+    assert.is_nil((direct:get("key")))
+    direct:close()
+  end)
+
+  it("a tree of which a part was deleted", function()
+    local direct = assert(kv.open(server:url("/app")))
+    for i = 1, 70 do assert(direct:put("tree/key" .. i, "v")) end
+    open("^PUT /v1/txn", 1, "end")
+    fails("unknown", store:delete_tree("tree"))
+    assert.equal(6, #assert(direct:list("tree")))
+    direct:close()
+  end)
+end)

@@ -20,7 +20,6 @@ enum step { STEP_PLAIN, STEP_CAS, STEP_ACQUIRE, STEP_RELEASE };
 
 struct consul_large {
   enum step step;
-  bool written;                      /* it was there once */
   char holder[CONSUL_SESSION_SIZE];  /* the session that is in the way */
   uint64_t revision, created;        /* as seen last */
 };
@@ -50,8 +49,7 @@ static void put_value(struct consul_call *call, enum step step) {
   struct kv_op *op = call->op;
   char query[80];
   if (call->rounds++ >= ROUNDS_MAX) {
-    consul_finish(call, call->large->written ? KV_UNKNOWN : KV_UNAVAILABLE,
-                  "the session of the key changes all the time");
+    consul_finish(call, KV_UNAVAILABLE, "the session of the key changes all the time");
     return;
   }
   call->large->step = step;
@@ -75,14 +73,14 @@ static void written(struct consul_call *call) {
     return;
   }
   bool good = http_says(answer, "true");
-  if (!good && !large->written) call->op->sent = false; /* refused */
+  if (!good && !call->applied) call->op->sent = false; /* refused */
   if (!good && large->step == STEP_CAS) {
     bool creates = call->op->condition == KV_IF_ABSENT;
     consul_finish(call, creates ? KV_EXISTS : KV_MODIFIED,
                   creates ? "the key is there" : "the key was changed, or is gone");
     return;
   }
-  if (good) large->written = true;
+  if (good) call->applied = true; /* the value was there once */
   bool not_held_yet = good && (large->step == STEP_CAS || large->step == STEP_RELEASE) && wanted_session(call)[0];
   if (not_held_yet)
     put_value(call, STEP_ACQUIRE);
@@ -127,7 +125,7 @@ static void seen(struct consul_call *call, const struct consul_pair *pair) {
   bool ours = pair->flags == call->flags;
   large->revision = pair->revision;
   large->created = pair->created;
-  if (!ours && large->written)
+  if (!ours && call->applied)
     finish_written(call, pair->revision - 1, pair->created);
   else if (ours && strcmp(pair->session, wanted) == 0)
     finish_written(call, pair->revision, pair->created);
@@ -148,7 +146,7 @@ static void looked(struct consul_call *call) {
   }
   if (call->http.status == 404) { /* deleted already, or it never was there */
     http_header_number(&call->http, "X-Consul-Index", &index);
-    if (call->large->written)
+    if (call->applied)
       finish_written(call, index, index);
     else
       put_value(call, STEP_ACQUIRE);

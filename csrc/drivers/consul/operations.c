@@ -251,12 +251,14 @@ static void tree_refused(struct consul_call *call) {
 static void delete_next(struct consul_call *call);
 
 static void part_deleted(struct consul_call *call) {
-  if (call->http.status != 200)
+  if (call->http.status != 200) {
     tree_refused(call);
-  else if (call->listing->from < call->listing->names.size)
+  } else if (call->listing->from < call->listing->names.size) {
+    call->applied = true;
     delete_next(call);
-  else
+  } else {
     consul_finish(call, KV_OK, NULL);
+  }
 }
 
 static void delete_next(struct consul_call *call) {

@@ -452,7 +452,7 @@ static void refused(struct consul_call *call, const struct json *answer) {
   size_t part;
   kv_slice what;
   char shown[200];
-  call->op->sent = false; /* as a whole */
+  call->op->sent = call->applied; /* it was refused as a whole */
   if (consul_txn_denied(answer, &what)) {
     consul_finish(call, KV_DENIED, "%s", http_shown(what, shown, sizeof shown));
   } else if (refused_role(wrote, answer, ROLE_CHECK, &part, &what)) {
@@ -502,6 +502,7 @@ static void succeed(struct consul_call *call) {
     return;
   }
   /* Nothing was put, so no result has the index. That of the whole store is not smaller. */
+  call->applied = true;
   consul_path(call, "/v1/kv/.kv/none", (kv_slice){NULL, 0}, "");
   consul_query(call, "consistent");
   consul_send(call, "GET", false, index_told);
@@ -559,7 +560,7 @@ static void answered(struct consul_call *call) {
   if (!good) {
     consul_garbled(call);
   } else if (again) {
-    wrote->after = true;
+    wrote->after = call->applied = true;
     settle_holders(call);
   } else {
     succeed(call);

@@ -19,6 +19,7 @@ static bool same(kv_slice a, kv_slice b) {
 static void delete_next(struct etcd2_call *call);
 
 static void part_deleted(struct etcd2_call *call) {
+  if (etcd2_good(call)) call->applied = true;
   if (etcd2_good(call) || call->error.code == ETCD2_NOT_FOUND || call->error.code == ETCD2_NOT_DIR)
     delete_next(call);
   else
