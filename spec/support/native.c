@@ -322,9 +322,9 @@ static int exchange(lua_State *L) {
   const char *text = luaL_checklstring(L, 2, &size);
   double seconds = luaL_checknumber(L, 3);
   struct timeval limit = {(time_t)seconds, (suseconds_t)((seconds - (double)(time_t)seconds) * 1e6)};
-  char answer[65536];
-  size_t got = 0;
-  ssize_t part = 1;
+  char piece[4096];
+  luaL_Buffer answer;
+  ssize_t part;
   int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   if (fd < 0) return failed(L, "socket");
   setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
@@ -334,12 +334,10 @@ static int exchange(lua_State *L) {
     lua_pushnil(L);
     return 1;
   }
-  while (part > 0 && got < sizeof answer) {
-    part = recv(fd, answer + got, sizeof answer - got, 0);
-    if (part > 0) got += (size_t)part;
-  }
+  luaL_buffinit(L, &answer);
+  while ((part = recv(fd, piece, sizeof piece, 0)) > 0) luaL_addlstring(&answer, piece, (size_t)part);
   close(fd);
-  lua_pushlstring(L, answer, got);
+  luaL_pushresult(&answer);
   return 1;
 }
 

@@ -98,6 +98,8 @@ struct etcd_call *etcd_call_new(struct etcd *etcd, struct kv_op *op) {
   }
   memset(call, 0, sizeof *call);
   kv_list_init(&call->node);
+  kv_list_init(&call->wait);
+  kv_list_init(&call->members);
   call->etcd = etcd;
   call->op = op;
   if (op) op->data = call;
@@ -107,6 +109,7 @@ struct etcd_call *etcd_call_new(struct etcd *etcd, struct kv_op *op) {
 static void call_free(struct etcd_call *call) {
   struct etcd *etcd = call->etcd;
   kv_list_remove(&call->node);
+  kv_list_remove(&call->wait);
   etcd_listing_free(call->listing);
   call->listing = NULL;
   if (etcd->pooled >= POOL_MAX) {
@@ -183,10 +186,12 @@ static void on_end(struct grpc_call *grpc, int status, const char *message) {
   struct etcd *etcd = call->etcd;
   struct etcd_link *link = call->link;
   etcd->running--;
+  if (call->exchange->counted) link->reads--;
   call->state = ETCD_CALL_IDLE;
   call->link = NULL;
   kv_list_remove(&call->node);
-  if ((link && link->state == ETCD_LINK_OLD) || !kv_list_empty(&etcd->waiting)) etcd_wake(etcd); /* room for others */
+  bool others = !kv_list_empty(&etcd->waiting) || !kv_list_empty(&etcd->reads);
+  if (link->state == ETCD_LINK_OLD || others) etcd_wake(etcd);
   if (status == GRPC_OK && call->answered && !call->cancelled)
     call->exchange->done(call);
   else if (status == GRPC_OK)
@@ -239,6 +244,7 @@ void etcd_next_on(struct etcd_call *call, const struct etcd_exchange *exchange, 
   call->state = ETCD_CALL_RUNNING;
   call->link = link;
   etcd->running++;
+  if (exchange->counted) link->reads++;
   kv_list_move(&etcd->fresh, &call->node);
   etcd_wake(etcd);
 }
@@ -278,6 +284,7 @@ void etcd_fail_waiting(struct etcd *etcd, kv_code code, const char *problem) {
     call->state = ETCD_CALL_IDLE;
     etcd_finish(call, code, "%s", problem);
   }
+  etcd_share_fail(etcd, code, problem);
   etcd_watches_fail(etcd, code, problem);
 }
 
@@ -303,6 +310,10 @@ void etcd_call_detach(struct etcd_call *call) {
 }
 
 void etcd_call_cancel(struct etcd_call *call) {
+  if (call->batch) {
+    etcd_share_cancel(call);
+    return;
+  }
   if (call->watcher) {
     etcd_watch_cancel(call);
     return;

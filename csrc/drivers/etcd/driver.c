@@ -33,6 +33,7 @@ static void *create(struct kv_backend *backend, const struct kv_config *config, 
   kv_list_init(&etcd->waiting);
   kv_list_init(&etcd->fresh);
   kv_list_init(&etcd->pool);
+  kv_list_init(&etcd->reads);
   pb_writer_init(&etcd->out, ETCD_REQUEST_MAX);
   etcd_endpoint_init(etcd);
   etcd_watches_init(etcd);

@@ -316,6 +316,7 @@ void etcd_service(struct kv_task *task) {
   struct etcd *etcd = task->data;
   if (etcd->closed) return;
   tend_current(etcd);
+  etcd_share_turn(etcd);
   if (!etcd->link && etcd_has_work(etcd)) connect_now(etcd);
   if (etcd->link && etcd->link->state == ETCD_LINK_READY && etcd_has_work(etcd)) {
     if (etcd->auth == ETCD_AUTH_NEEDED) etcd_auth_begin(etcd);

@@ -7,6 +7,7 @@
  *   endpoint.c      which connection: dialling, rotation, the first question, when to give up
  *   call.c          calls: waiting for a connection, started, answered; what errors mean
  *   auth.c          user and password to a token
+ *   share.c         strong reads that are asked for at once, in one call
  *   operations.c    get, put, delete, list, delete_tree, ping
  *   transaction.c   txn, and everything that is conditional
  *   lease.c         grant, revoke, and the one stream of keep-alives
@@ -45,6 +46,7 @@ struct etcd_exchange {
   bool write;       /* without an answer nobody knows whether it was applied */
   bool any_member;  /* a member without a leader may answer */
   bool urgent;      /* goes before those that wait because too many are under way */
+  bool counted;     /* a strong read: only a few are out at a time (share.c) */
   bool undo;        /* when cancelled, the call goes on (with op == NULL) so that done() can take back what it did */
   void (*encode)(struct etcd_call *call, struct pb_writer *out);
   /* Take the answer. False: malformed. */
@@ -60,6 +62,7 @@ enum etcd_call_state { ETCD_CALL_IDLE, ETCD_CALL_WAITING, ETCD_CALL_RUNNING, ETC
 struct etcd_call {
   struct grpc_call grpc;
   struct kv_list node;       /* etcd.waiting, etcd.fresh, or a list of lease.c */
+  struct kv_list wait;       /* share.c: etcd.reads, or `members` of another call */
   struct etcd *etcd;
   struct etcd_link *link;      /* while running */
   struct kv_op *op;            /* NULL: ours, nobody waits */
@@ -76,6 +79,10 @@ struct etcd_call {
   kv_code failure;             /* of a compare that failed */
   struct etcd_listing *listing;
   struct etcd_watcher *watcher;
+  /* share.c */
+  struct etcd_call *batch;     /* that reads for it */
+  unsigned part;               /* where in the batch's answer */
+  struct kv_list members;      /* of a batch */
 };
 
 /* ------------------------------------------------------------------ connections */
@@ -101,6 +108,7 @@ struct etcd_link {
   bool blamed;           /* endpoint_failed() was told */
   bool leaderless;       /* when it was asked first */
   unsigned tls_events;   /* what TLS waits for */
+  size_t reads;          /* strong ones that are out */
   int64_t heard;         /* when bytes came last */
   int64_t pinged;        /* when the last PING went out; 0: never */
   size_t out_from, out_size;
@@ -165,6 +173,10 @@ struct etcd {
   size_t pooled;
   size_t running;
   struct pb_writer out;        /* every request is encoded here */
+  /* share.c */
+  struct kv_list reads;        /* calls that read, until the end of the turn or longer */
+  size_t read_bytes;           /* what a read gives, about */
+  bool apart;                  /* each read is a call of its own */
   /* auth.c */
   enum etcd_auth auth;
   char *token;
@@ -282,6 +294,18 @@ void etcd_listing_free(struct etcd_listing *listing);
 void etcd_delete_tree(struct etcd *etcd, struct kv_op *op);
 void etcd_ping(struct etcd *etcd, struct kv_op *op);
 void etcd_probe(struct etcd_link *link);
+
+/* What a get answers, also when it was read by another call. */
+extern const struct etcd_exchange kv_etcd_get;
+bool etcd_take_pair(void *call, const struct etcd_pair *pair);
+void etcd_answer_get(struct etcd_call *call);
+
+/* share.c */
+void etcd_share_get(struct etcd_call *call);
+void etcd_share_turn(struct etcd *etcd); /* send what may be sent */
+void etcd_share_fail(struct etcd *etcd, kv_code code, const char *problem);
+void etcd_share_cancel(struct etcd_call *call);
+void etcd_note_read(struct etcd *etcd, size_t bytes);
 
 void etcd_put_go(struct etcd_call *call); /* the lease is there, or none is needed */
 void etcd_txn(struct etcd *etcd, struct kv_op *op);

@@ -28,7 +28,7 @@ static void run(struct etcd *etcd, struct kv_op *op, const struct etcd_exchange 
 
 /* ------------------------------------------------------------------ get */
 
-static bool take_pair(void *context, const struct etcd_pair *pair) {
+bool etcd_take_pair(void *context, const struct etcd_pair *pair) {
   struct etcd_call *call = context;
   struct kv_op *op = call->op;
   if (op && !kv_etcd->pair(op, op->key, pair->value, pair->revision, pair->created, false)) call->failure = KV_FAILED;
@@ -46,19 +46,27 @@ static void encode_get(struct etcd_call *call, struct pb_writer *out) {
 
 static bool decode_get(struct etcd_call *call, kv_slice message) {
   struct etcd_range_reply reply;
-  if (!etcd_read_range(message, &reply, take_pair, call)) return false;
+  if (!etcd_read_range(message, &reply, etcd_take_pair, call)) return false;
   etcd_see_cluster(call->etcd, reply.header.cluster);
   call->op->result.revision = reply.header.revision;
+  etcd_note_read(call->etcd, message.size);
   return reply.pairs <= 1;
 }
 
-static const struct etcd_exchange get = {
-  .path = "/etcdserverpb.KV/Range", .encode = encode_get, .decode = decode_get, .done = done_ok};
+void etcd_answer_get(struct etcd_call *call) {
+  done_ok(call);
+}
+
+const struct etcd_exchange kv_etcd_get = {
+  .path = "/etcdserverpb.KV/Range", .counted = true, .encode = encode_get, .decode = decode_get, .done = done_ok};
 static const struct etcd_exchange get_fast = {
   .path = "/etcdserverpb.KV/Range", .any_member = true, .encode = encode_get, .decode = decode_get, .done = done_ok};
 
 void etcd_get(struct etcd *etcd, struct kv_op *op) {
-  run(etcd, op, op->flags & KV_FAST ? &get_fast : &get);
+  struct etcd_call *call = etcd_call_new(etcd, op);
+  if (!call) return;
+  if (op->flags & KV_FAST) etcd_next(call, &get_fast);
+  else etcd_share_get(call);
 }
 
 /* ------------------------------------------------------------------ put */
