@@ -3,6 +3,7 @@
 --   work.lua load URL get|put IN_FLIGHT SECONDS KEY VALUE_SIZE    operations/s, CPU microseconds each
 --   work.lua loop URL SECONDS KEY VALUE_SIZE                      gets/s of a plain loop
 --   work.lua puts URL IN_FLIGHT SECONDS VALUE_SIZE                puts/s to 1,000 keys, CPU microseconds each
+--   work.lua gets URL IN_FLIGHT SECONDS VALUE_SIZE                gets/s of 1,000 keys, CPU microseconds each
 --   work.lua mirror URL SECONDS                                   mirror gets/s, reads/s of a plain table
 --   work.lua fill URL COUNT VALUE_SIZE                            bytes of keys and values
 --   work.lua list URL COUNT                                       peak growth in bytes: anonymous memory, mapped files
@@ -97,6 +98,15 @@ function works.puts(url, in_flight, seconds, size)
   return measure(tonumber(in_flight), tonumber(seconds), function()
     n = n + 1
     assert(store:put(("bench/%d"):format(n % 1000), value))
+  end)
+end
+
+function works.gets(url, in_flight, seconds, size)
+  local store, value, n = assert(kv.open(url)), ("x"):rep(tonumber(size)), 0
+  for i = 0, 999 do assert(store:put(("bench/%d"):format(i), value)) end
+  return measure(tonumber(in_flight), tonumber(seconds), function()
+    n = n + 1
+    assert(store:get(("bench/%d"):format(n % 1000)))
   end)
 end
 

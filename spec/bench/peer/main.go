@@ -8,7 +8,7 @@
 //	peer CLIENT ENDPOINT tree DIRECTORY COUNT                       milliseconds: a listing, a watch's first delivery
 //	peer clients                                                    the clients that are there, one a line
 //
-// OPERATION is get, put, or puts (to 1,000 keys in turn). CLIENT is clientv3, etcd2, zookeeper, bolt, and
+// OPERATION is get, put, or gets and puts (1,000 keys in turn). CLIENT is clientv3, etcd2, zookeeper, bolt, and
 // consul when built with -tags consul (libkv's Consul part is in Debian 11 only: get-consul-api). The first
 // fifth of a measured time warms up and is not counted. Built with Debian's sources: GO111MODULE=off
 // GOPATH=/usr/share/gocode go build.
@@ -92,16 +92,24 @@ func work(inFlight int, seconds float64, operation func(worker int) error) (floa
 
 func load(p peer, operation string, inFlight int, seconds float64, key string, size int) {
 	value := strings.Repeat("x", size)
-	if err := p.put(key, value); err != nil {
-		fail("put", err)
-	}
 	var turn uint64
+	next := func() string { return fmt.Sprintf("%s/%d", key, atomic.AddUint64(&turn, 1)%1000) }
+	prepare := func(name string) {
+		if err := p.put(name, value); err != nil {
+			fail("put", err)
+		}
+	}
+	if operation == "get" {
+		prepare(key)
+	}
+	for i := 0; operation == "gets" && i < 1000; i++ {
+		prepare(next())
+	}
 	operations := map[string]func(int) error{
-		"get": func(int) error { return p.get(key) },
-		"put": func(int) error { return p.put(key, value) },
-		"puts": func(int) error {
-			return p.put(fmt.Sprintf("%s/%d", key, atomic.AddUint64(&turn, 1)%1000), value)
-		},
+		"get":  func(int) error { return p.get(key) },
+		"put":  func(int) error { return p.put(key, value) },
+		"gets": func(int) error { return p.get(next()) },
+		"puts": func(int) error { return p.put(next(), value) },
 	}
 	rate, cpu := work(inFlight, seconds, operations[operation])
 	fmt.Printf("%.1f %.2f\n", rate, cpu)
