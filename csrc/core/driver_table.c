@@ -53,6 +53,7 @@ const struct kv_host kv_host_table = {
     .feed_commit = kv_feed_commit,
     .feed_begin = kv_feed_begin,
     .feed_pair = kv_feed_pair,
+    .feed_missing = kv_feed_missing,
     .feed_end = kv_feed_end,
     .feed_connected = kv_feed_connected,
     .feed_gone = kv_feed_gone,

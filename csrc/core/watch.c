@@ -601,6 +601,23 @@ void kv_feed_pair(struct kv_feed *feed, kv_slice key, kv_slice value, uint64_t r
   if (of_feed(feed)->state == STREAMING) see_pair(of_feed(feed), &pair);
 }
 
+struct missing {
+  uint32_t pass;
+  void (*visit)(void *argument, kv_slice key);
+  void *argument;
+};
+
+static void missing_one(void *argument, struct kv_known *known) {
+  const struct missing *missing = argument;
+  if (known->pass != missing->pass) missing->visit(missing->argument, (kv_slice){known->key, known->key_size});
+}
+
+void kv_feed_missing(struct kv_feed *feed, void (*visit)(void *argument, kv_slice key), void *argument) {
+  struct kv_watch *watch = of_feed(feed);
+  struct missing missing = {.pass = watch->pass, .visit = visit, .argument = argument};
+  if (watch->state == STREAMING) kv_delivered_each(&watch->delivered, missing_one, &missing);
+}
+
 void kv_feed_end(struct kv_feed *feed, uint64_t revision) {
   struct kv_watch *watch = of_feed(feed);
   if (watch->state != STREAMING) return;

@@ -10,6 +10,7 @@ void kv_feed_event(struct kv_feed *feed, kv_event_type type, kv_slice key, kv_sl
 void kv_feed_commit(struct kv_feed *feed, uint64_t revision);
 void kv_feed_begin(struct kv_feed *feed);
 void kv_feed_pair(struct kv_feed *feed, kv_slice key, kv_slice value, uint64_t revision, uint64_t created);
+void kv_feed_missing(struct kv_feed *feed, void (*visit)(void *argument, kv_slice key), void *argument);
 void kv_feed_end(struct kv_feed *feed, uint64_t revision);
 void kv_feed_connected(struct kv_feed *feed, bool connected);
 void kv_feed_gone(struct kv_feed *feed, kv_slice dir, uint64_t revision);

@@ -334,6 +334,8 @@ struct kv_host {
   void (*feed_commit)(struct kv_feed *feed, uint64_t revision);
   void (*feed_begin)(struct kv_feed *feed);                     /* KV_CAN_SNAPSHOT: a whole state follows */
   void (*feed_pair)(struct kv_feed *feed, kv_slice key, kv_slice value, uint64_t revision, uint64_t created);
+  /* Before feed_end(): the keys that it would tell as deleted. visit() must feed nothing. */
+  void (*feed_missing)(struct kv_feed *feed, void (*visit)(void *argument, kv_slice key), void *argument);
   void (*feed_end)(struct kv_feed *feed, uint64_t revision);
   /* the stream is up (watch created on the server), or interrupted but healing by itself */
   void (*feed_connected)(struct kv_feed *feed, bool connected);

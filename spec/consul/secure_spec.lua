@@ -210,6 +210,72 @@ describe("consul with tokens", function()
     store:close()
   end)
 
+  -- This server leaves out of a listing what may not be read, without a word.
+  it("a watch whose token may read less than before says denied, and no false deletes", function()
+    local token = policy("narrowed", 'key_prefix "app/" { policy = "write" }')
+    local store = assert(kv.open(server:url("/app"), {token = token}))
+    for _, key in ipairs{"dir/hidden", "dir/1", "dir/2", "dir/3"} do assert(master:put(key, "v")) end
+    local watch = assert(store:watch_tree("dir"))
+    for _ = 1, 4 do assert.equal("put", assert(watch:next(5)).type) end
+    local file = util.folder() .. "/rules.hcl"
+    util.write(file, 'key_prefix "app/" { policy = "write" }\nkey "app/dir/hidden" { policy = "deny" }')
+    server:ctl("acl", "policy", "update", "-name", "narrowed", "-rules", "@" .. file)
+    -- The query that waits was allowed to read all; those after it are not.
+    assert(master:delete("dir/1"))
+    assert.equal("dir/1", assert(watch:next(10)).key)
+    assert(master:delete("dir/2"))
+    assert(master:put("dir/3", "w"))
+    local event, message, code = watch:next(10)
+    while event do
+      assert.is_true(event.type == "put" or event.key == "dir/2", event.key)
+      event, message, code = watch:next(10)
+    end
+    assert.equal("denied", code, message)
+    store:close()
+    master:delete_tree("")
+  end)
+
+  it("a watch with a token tells what is gone, and what came again meanwhile", function()
+    local token = policy("all", 'key_prefix "app/" { policy = "write" }')
+    local store = assert(kv.open(server:url("/app"), {token = token}))
+    local values, known = {}, 0
+    for i = 1, 150 do values["dir/" .. i] = "v" end
+    assert(master:put_many(values))
+    local watch = assert(store:watch_tree(""))
+    for _ = 1, 150 do assert.equal("put", assert(watch:next(5)).type) end
+    kv.run(function()
+      local over = false
+      local task = kv.spawn(function()
+        for round = 1, 100 do
+          for i = 1, 5 do
+            assert(master:delete("dir/" .. i))
+            assert(master:put("dir/" .. i, "round " .. round))
+          end
+        end
+        over = true
+      end)
+      assert(master:delete("dir/150"))
+      while not over do
+        local event, message, code = watch:next(0.1)
+        if not event then assert.equal("timeout", code, message) end
+      end
+      task:join()
+    end)
+    assert(master:put("end", "v"))
+    repeat until assert(watch:next(10)).key == "end"
+    assert(master:delete_tree("dir"))
+    local told = {}
+    while known < 149 do
+      local event = assert(watch:next(10))
+      if event.type == "delete" and not told[event.key] then known = known + 1 end
+      told[event.key] = true
+      assert.is_true(event.type == "delete" or tonumber(event.key:sub(5)) <= 5, event.key)
+    end
+    assert.is_nil(told["dir/150"])
+    store:close()
+    master:delete_tree("")
+  end)
+
   it("a token never shows", function()
     local secret = "deadbeef-0000-1111-2222-333333333333"
     local store = assert(kv.open(server:url("/app"), {token = secret}))

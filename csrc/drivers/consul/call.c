@@ -77,6 +77,7 @@ void consul_call_release(struct http_call *base, kv_code code, const char *cause
   struct consul_call *call = (struct consul_call *)base;
   struct consul *consul = call->consul;
   struct consul_shared *shared = call->shared;
+  struct consul_doubt *doubt = call->doubt;
   const struct kv_op *op = call->op;
   if (call->wrote && !call->kept && code != KV_UNKNOWN && !(code == KV_CANCELLED && op && op->sent))
     consul_write_abandon(call);
@@ -87,6 +88,7 @@ void consul_call_release(struct http_call *base, kv_code code, const char *cause
   if (call->lane) consul_lane_freed(call->lane);
   free(call);
   if (shared) consul_shared_finish(consul, shared, code, cause);
+  if (doubt) consul_doubt_failed(doubt, code);
 }
 
 void consul_call_sent(struct http_call *base) {

@@ -10,6 +10,7 @@
  *   session.c       sessions: leases, and the time to live of a key
  *   queue.c         locks: a ticket per waiter, and the real key
  *   watch.c         blocking queries, shared by watches and lock waiters
+ *   doubt.c         keys that a state does not have any more: gone, or hidden from this token?
  *   driver.c        the table: create, start, cancel, close
  *
  * Consul's rules that shape all of it
@@ -69,6 +70,7 @@ struct consul_write;
 struct consul_large;
 struct consul_listing;
 struct consul_shared;
+struct consul_doubt;
 
 /* Gets or puts that wait to share a transaction. */
 struct consul_lane {
@@ -102,6 +104,7 @@ struct consul_call {
   struct consul_waiter *waiter;
   struct consul_shared *shared;    /* many operations, op is NULL */
   struct consul_lane *lane;        /* it counts there, or NULL */
+  struct consul_doubt *doubt;      /* asked for it, op is NULL */
 };
 
 /* Out of memory finishes op. NULL then. */
@@ -206,6 +209,26 @@ struct consul_lock_key {
   char data[CONSUL_LOCK_KEY_MAX];
 };
 void consul_lock_key(const struct kv_place *place, struct consul_lock_key *out);
+
+/* ------------------------------------------------------------------ doubt.c */
+
+struct consul_doubt {
+  struct consul *consul;           /* this, and the next two, are the caller's */
+  /* KV_OK: they are gone, or can be read again. KV_DENIED: one is there and may not be read. Else: not known. */
+  void (*done)(struct consul_doubt *doubt, kv_code code);
+  void *data;
+  struct kv_buffer keys;           /* each with a zero behind it */
+  bool failed;                     /* out of memory: they are not all */
+  struct consul_call *call;        /* NULL: nothing is out */
+  size_t at, end, count;           /* of `keys`: what is being asked for */
+  size_t apart;                    /* up to there one by one, 0: nowhere */
+};
+void consul_doubt_init(struct consul_doubt *doubt);
+void consul_doubt_add(struct consul_doubt *doubt, kv_slice key);
+/* done() may come inside. The keys are forgotten then. */
+void consul_doubt_ask(struct consul_doubt *doubt);
+void consul_doubt_drop(struct consul_doubt *doubt); /* done() does not come any more */
+void consul_doubt_failed(struct consul_doubt *doubt, kv_code code); /* for call.c */
 
 /* ------------------------------------------------------------------ watch.c */
 

@@ -15,6 +15,9 @@
  * anything below has changed; then each of them is read once. The index of that query is taken before they are read,
  * so nothing is lost between; a pass over all of them comes before the next question.
  *
+ * Where a token is used, keys that a state of a tree does not have any more are looked after before they are told to be
+ * gone: it may be the right to read them that is gone. Nothing else is asked for the tree meanwhile.
+ *
  * Only service() begins and ends sources; it runs at the end of a turn, never inside of a callback.
  */
 #include <inttypes.h>
@@ -37,6 +40,7 @@
 #define EARLY_PAUSE_MAX 100 /* milliseconds between answers without news */
 #define BACKOFF_MAX 1.0
 #define TEXT_BYTES 512
+#define HIDDEN "the token may not read all of it"
 
 enum source_kind { SOURCE_KEY, SOURCE_TREE, SOURCE_ANCESTOR };
 
@@ -76,6 +80,8 @@ struct consul_source {
   struct consul_waiter *waiters;
   struct consul_read plain, block;
   struct kv_timer pause;
+  struct consul_doubt doubt;
+  uint64_t doubted;          /* the pass whose missing keys are looked after, 0: none */
   bool paused;
   bool slot;
   bool due;                  /* without a slot: something may have changed */
@@ -139,6 +145,7 @@ static struct consul_source *find(const struct consul_watches *watches, enum sou
 
 static void pause_over(struct kv_timer *timer);
 static bool take_pair(void *context, const struct consul_pair *pair);
+static void doubt_over(struct consul_doubt *doubt, kv_code code);
 
 static void read_init(struct consul_read *reader, struct consul_source *source) {
   reader->source = source;
@@ -157,6 +164,8 @@ static struct consul_source *source_new(struct consul *consul, enum source_kind 
   source->pause.fire = pause_over;
   source->pause.data = source;
   source->restart = true;
+  source->doubt = (struct consul_doubt){.consul = consul, .done = doubt_over, .data = source};
+  consul_doubt_init(&source->doubt);
   read_init(&source->plain, source);
   read_init(&source->block, source);
   return source;
@@ -199,6 +208,7 @@ static void give_up(struct consul_read *reader) {
 static void source_free(struct consul_source *source) {
   give_up(&source->plain);
   give_up(&source->block);
+  consul_doubt_drop(&source->doubt);
   kv_consul->timer_stop(&source->pause);
   kv_buffer_free(&source->plain.path);
   kv_buffer_free(&source->plain.text);
@@ -343,9 +353,15 @@ static void pause(struct consul_source *source, double seconds) {
   kv_consul->timer_set(&source->pause, kv_consul->now() + (int64_t)(seconds * (double)CONSUL_SECOND));
 }
 
+static void drop_doubt(struct consul_source *source) {
+  consul_doubt_drop(&source->doubt);
+  source->doubted = 0;
+}
+
 /* It will be tried again: the state is read from the beginning then, as a server may have lost its data meanwhile. */
 static void interrupted(struct consul_source *source) {
   double seconds = kv_consul->backoff(source->failures++);
+  drop_doubt(source);
   source->restart = true;
   source->index = source->newest = 0;
   tell_connected(source, false);
@@ -377,6 +393,49 @@ static void slow_down(struct consul_read *reader, bool news) {
   pause(source, (milliseconds < EARLY_PAUSE_MAX ? milliseconds : EARLY_PAUSE_MAX) / 1000);
 }
 
+static void end_pass(struct consul_source *source) {
+  EACH_FEED(source, feed)
+    if (feed->number == source->pass) kv_consul->feed_end(feed, source->index);
+}
+
+struct missing {
+  struct consul_source *source;
+  uint64_t sum; /* of the keys of one feed */
+};
+
+static void add_missing(void *argument, kv_slice key) {
+  struct missing *missing = argument;
+  missing->sum += mix(hash_of(SOURCE_KEY, key), key.size);
+  consul_doubt_add(&missing->source->doubt, key);
+}
+
+/* Are there keys to be looked after before the pass can end? */
+static bool doubts(struct consul_source *source) {
+  struct missing missing = {.source = source};
+  uint64_t first = 0;
+  drop_doubt(source);
+  if (source->kind != SOURCE_TREE || !source->consul->config->token) return false;
+  for (struct kv_feed *feed = source->feeds; feed; feed = feed->next) {
+    size_t before = source->doubt.keys.size;
+    if (feed->number != source->pass) continue;
+    missing.sum = 0;
+    kv_consul->feed_missing(feed, add_missing, &missing);
+    if (first && missing.sum == first) source->doubt.keys.size = before; /* mostly all miss the same */
+    if (!first) first = missing.sum;
+  }
+  return source->doubt.failed || source->doubt.keys.size;
+}
+
+static void doubt_over(struct consul_doubt *doubt, kv_code code) {
+  struct consul_source *source = doubt->data;
+  bool current = source->doubted == source->pass; /* else a later one has begun */
+  source->doubted = 0;
+  if (code == KV_DENIED) lose_all(source, KV_DENIED, HIDDEN);
+  else if (code != KV_OK) interrupted(source);
+  else if (current) end_pass(source);
+  service_later(source->consul);
+}
+
 /* The whole state of a key or tree is there. True: it is news. */
 static bool complete_state(struct consul_read *reader) {
   struct consul_source *source = reader->source;
@@ -384,8 +443,12 @@ static bool complete_state(struct consul_read *reader) {
   if (reader->pass != source->pass) return true; /* a later one has begun */
   source->index = reader->coming;
   source->mark = reader->mark;
-  EACH_FEED(source, feed)
-    if (feed->number == reader->pass) kv_consul->feed_end(feed, reader->coming);
+  if (doubts(source)) {
+    source->doubted = source->pass;
+    consul_doubt_ask(&source->doubt);
+  } else {
+    end_pass(source);
+  }
   finish_waiters(source, reader);
   return news;
 }
@@ -435,7 +498,7 @@ static void judge(struct consul_read *reader) {
   } else if (state && reader->probe) {
     source->probed = true;
   } else if (state && consul_filtered(http) && source->kind != SOURCE_ANCESTOR) {
-    lose_all(source, KV_DENIED, "the token may not read all of it");
+    lose_all(source, KV_DENIED, HIDDEN);
   } else if (state && reader->coming &&
              (!gives_state(reader) || http->status == 404 || consul_pairs_complete(&reader->pairs))) {
     complete(reader);
@@ -632,7 +695,7 @@ static void return_slot(struct consul_watches *watches, struct consul_source *so
 
 static void ask_for(struct consul_watches *watches, struct consul_source *source) {
   bool plain = source->restart || (!source->slot && source->due);
-  if (!wanted(source) || source->paused) return;
+  if (!wanted(source) || source->paused || source->doubted) return;
   if (plain && !source->plain.out && (source->slot || watches->reading < READS_AT_ONCE)) ask(&source->plain, false);
   if (source->slot && !source->restart && source->index && !source->plain.out && !source->block.out)
     ask(&source->block, true);
