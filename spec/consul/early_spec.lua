@@ -1,6 +1,6 @@
 --- Blocking queries that come back without news: because other keys changed (a real Consul), or because the server
--- answers at once, with the same index or with an older one (a stand-in). Nothing is told that did not happen, and
--- nothing spins.
+-- answers at once, with the same index or with an older one (a stand-in), or says that it held something back. Nothing
+-- is told that did not happen, and nothing spins.
 local kv = require("kv")
 local native = require("spec.native")
 local servers = require("spec.support.servers")
@@ -122,5 +122,19 @@ describe("a consul that answers blocking queries at once", function()
     tell(20, "a=5,b=20")
     told(watch, "put", "b", 20)
     assert.is_true(watch:connected())
+  end)
+
+  it("with less than there is, as the token may not read all: denied, and nothing is told to be gone", function()
+    local watch = watch_two()
+    tell(7, "b=6/filtered")
+    for _, told_by in ipairs{function() return watch:next(10) end, function() return store:list("") end} do
+      local value, message, code = told_by()
+      assert.is_nil(value)
+      assert.equal("denied", code, message)
+    end
+    tell(8, "/filtered")
+    local value, message, code = assert(store:watch_tree("")):next(10)
+    assert.is_nil(value)
+    assert.equal("denied", code, message)
   end)
 end)

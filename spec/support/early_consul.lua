@@ -1,14 +1,16 @@
 --- A stand-in for Consul that answers every query at once, blocking or not: no real one can be made to. It prints its
 -- port. `/tell/INDEX/KEYS` says what it answers from then on, for example `/tell/7/a=5,b=6`: the index, and keys with
--- the index that each was written at; its answer is the number of queries so far. It ends when it is killed.
+-- the index that each was written at; its answer is the number of queries so far. `/tell/INDEX/KEYS/filtered`: it says,
+-- as servers since 1.11 do, that there is more that may not be read. It ends when it is killed.
 local socket = require("socket")
 
 local server = assert(socket.bind("127.0.0.1", 0))
-local index, body, queries = "1", "[]", 0
+local index, body, queries, filtered = "1", "[]", 0, ""
 
 local function tell(path)
-  local entries, wanted, keys = {}, path:match("^/tell/([^/]+)/(.*)$")
+  local entries, wanted, keys, more = {}, path:match("^/tell/([^/]+)/([^/]*)(.*)$")
   index = wanted
+  filtered = more == "/filtered" and "X-Consul-Results-Filtered-By-ACLs: true\r\n" or ""
   for key, at in keys:gmatch("(%w+)=(%d+)") do
     entries[#entries + 1] = ('{"LockIndex":0,"Key":"app/%s","Flags":%s,"Value":"dg==","CreateIndex":%s,' ..
       '"ModifyIndex":%s}'):format(key, at, at, at)
@@ -38,8 +40,8 @@ local function serve(client)
   end
   local path = line:match("^%u+ (%S+)")
   local status, text = answer(path)
-  local sent = client:send(("HTTP/1.1 %s\r\nContent-Type: application/json\r\nX-Consul-Index: %s\r\n" ..
-    "Content-Length: %d\r\n\r\n%s"):format(status, index, #text, text))
+  local sent = client:send(("HTTP/1.1 %s\r\nContent-Type: application/json\r\nX-Consul-Index: %s\r\n%s" ..
+    "Content-Length: %d\r\n\r\n%s"):format(status, index, filtered, #text, text))
   return sent and not path:find("^/tell/") -- who tells waits for the end
 end
 
