@@ -188,9 +188,10 @@ static void try_now(struct kv_core_op *op);
 static void finish_on_reactor(struct kv_core_op *op, kv_code code, const char *cause);
 
 static void remember_problem(struct kv_core_op *op, kv_code code, const char *cause) {
-  op->last_code = code;
+  char *copy = cause ? strdup(cause) : NULL; /* of what may be remembered already */
   free(op->last_problem);
-  op->last_problem = cause ? strdup(cause) : NULL;
+  op->last_problem = copy;
+  op->last_code = code;
 }
 
 static void retry_due(struct kv_timer *timer) {
@@ -267,6 +268,10 @@ static void give_up(struct kv_core_op *op, kv_code code, const char *cause) {
   call_cancel(op);
 }
 
+static const char *step_problem(const struct kv_core_op *op) {
+  return op->last_problem ? op->last_problem : "no answer before the deadline";
+}
+
 static void deadline_passed(struct kv_timer *timer) {
   struct kv_core_op *op = timer->data;
   char cause[KV_MESSAGE_MAX];
@@ -276,8 +281,11 @@ static void deadline_passed(struct kv_timer *timer) {
     code = KV_UNKNOWN;
   else if (op->last_code == KV_UNAVAILABLE)
     code = KV_UNAVAILABLE;
-  snprintf(cause, sizeof cause, "%s%s%s", code == KV_UNKNOWN ? "no answer before the deadline" : "deadline passed",
-           op->last_problem ? ": " : "", op->last_problem ? op->last_problem : "");
+  if (op->step) /* whoever asked for it has a deadline of its own to tell */
+    snprintf(cause, sizeof cause, "%s", step_problem(op));
+  else
+    snprintf(cause, sizeof cause, "%s%s%s", code == KV_UNKNOWN ? "no answer before the deadline" : "deadline passed",
+             op->last_problem ? ": " : "", op->last_problem ? op->last_problem : "");
   give_up(op, code, cause);
 }
 
@@ -410,7 +418,8 @@ static void finish_on_reactor(struct kv_core_op *op, kv_code code, const char *c
   if (code == KV_OK && (code = kv_op_arrange(op, &error)) != KV_OK) cause = "out of memory";
   /* A read whose answer was lost is no ambiguity. Recipes know for themselves. */
   if (code == KV_UNKNOWN && !op->recipe && !kv_kind_is_write(op->pub.kind)) code = KV_UNAVAILABLE;
-  /* With what a driver lets go of a step says nothing. */
+  /* With what a driver lets go of a step says nothing; what it had told before does. */
+  if (op->step && op->timed_out && code == KV_CANCELLED) cause = step_problem(op);
   if (op->step && op->timed_out && (code == KV_UNAVAILABLE || code == KV_CANCELLED)) code = KV_TIMEOUT;
   conclude(op, code, cause);
 }

@@ -72,6 +72,18 @@ describe("put_many and get_many", function()
   end)
 end)
 
+describe("locks and leases", function()
+  for _, scheme in ipairs{"etcd", "etcd2", "consul", "zk"} do
+    it("say why nobody could be asked in time: " .. scheme, function()
+      local away = kv.open(scheme .. "://127.0.0.1:1", {timeout = 1})
+      if not away then return end -- left out of this build
+      local message = fails("timeout", away:lock("door"):acquire(1.5))
+      assert.is_truthy(message:find("cannot connect to 127.0.0.1:1", 1, true), message)
+      away:close()
+    end)
+  end
+end)
+
 describe("list", function()
   it("joins pages up to a limit that is larger than one", function()
     local values = {}
