@@ -28,6 +28,7 @@ local READ = 1000000       -- seconds of one wait for the socket; nginx would lo
 local LIFE = 10000         -- times that one dispatcher is woken before it hands over: a timer gives no memory back
 local POLL = 0.005         -- seconds between two looks without the socket
 local LEAVING = 0.01       -- the same while the worker ends
+local PAUSE = 0.001        -- seconds between two steps of a collection; nginx logs a warning of ngx.sleep(0)
 local GRACE = 1            -- seconds for what timers had asked for before the worker was to end
 
 local NOTHING, WAITS, ALL = 0, 1, 2 -- what a phase refuses, see core.refuse()
@@ -97,7 +98,7 @@ local sweeping = false
 -- Two whole cycles: what has a finalizer is found in the first one, and gone after it. Others have their turns.
 local function sweep()
   for _ = 1, 2 do
-    while not leaving and not collectgarbage("step", STEP) do ngx.sleep(0) end
+    while not leaving and not collectgarbage("step", STEP) do ngx.sleep(PAUSE) end
   end
 end
 
