@@ -8,6 +8,7 @@ local drivers = {}
 
 local KNOWN = {"local", "etcd", "etcd2", "consul", "zookeeper"}
 local BY_SCHEME = {zk = "zookeeper", zks = "zookeeper"}
+local SCHEMES = {zookeeper = "zk"} -- of those that are not called as their drivers are
 
 -- The places where a module would be looked for.
 local function is_there(module)
@@ -41,6 +42,7 @@ end
 
 local function there()
   local names = drivers.names()
+  for i, name in ipairs(names) do names[i] = (SCHEMES[name] or name) .. ":" end
   return #names > 0 and "there are: " .. table.concat(names, ", ") or "there is none at all"
 end
 
@@ -75,6 +77,9 @@ function drivers.need(url)
   end
   if problem then
     return nil, ("kv.open: the driver for %s: cannot be loaded: %s"):format(scheme, problem), "unsupported"
+  end
+  if url:find("^[%w.-]+:%d+$") or url:find("^[%w.-]+:%d+[/,]") then -- a host and its port
+    return nil, "invalid URL: it must begin with a scheme, as in etcd://" .. url, "invalid"
   end
   return nil, ("kv.open: no backend is installed for %s: (%s)"):format(scheme, there()), "unsupported"
 end

@@ -99,6 +99,15 @@ describe("kv.open", function()
     store:close()
   end)
 
+  it("says what a URL lacks", function()
+    for _, url in ipairs{"localhost:2379", "localhost:2379/app", "a.b:1,c.d:2"} do
+      local message = fails("invalid", kv.open(url))
+      assert.is_truthy(message:find("begin with a scheme, as in etcd://" .. url, 1, true), message)
+    end
+    local message = fails("unsupported", kv.open("zookeeper://localhost"))
+    assert.is_truthy(message:find("local:", 1, true), message) -- schemes, not drivers' names
+  end)
+
   it("answers invalid for what can never be", function()
     for _, opts in ipairs{{timeout = -1}, {timeout = 0}, {timeout = 0 / 0}, {consistency = "weak"}, {sync = "half"},
       {prefix = "a/../b"}, {prefix = ".kv"}, {map_size = 0}, {map_size = 1.5}, {codec = "yaml"}} do
