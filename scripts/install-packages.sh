@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs what kv needs from Debian, by groups: build, test, bench, check, docs.
+# Installs what kv needs from Debian, by groups: build, test, openresty, bench, check, docs.
 #
 #   scripts/install-packages.sh build test
 #

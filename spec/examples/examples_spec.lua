@@ -110,4 +110,18 @@ describe("examples", function()
     local how, status = nginx:wait(PATIENCE)
     assert.equal("exit 0", how .. " " .. tostring(status), util.read(said))
   end)
+
+  it("OpenResty's does not start with a URL that is none, nor with a word that is no URL", function()
+    for word, wanted in pairs{["localhost:2379"] = "as in etcd://localhost:2379", ["--help"] = "run [URL]"} do
+      local said = util.folder() .. "/said"
+      local process = assert(native.spawn{"examples/openresty/run", word, stdout = said, stderr = said,
+        env = {"MAKE=true", "BUILD=" .. (os.getenv("KV_BUILD") or "build"), "PORT=" .. native.port()}})
+      local how, status = process:wait(PATIENCE)
+      if not how then process:kill("TERM") end
+      local text = util.read(said)
+      assert.equal("exit", how, text)
+      assert.is_true(status ~= 0, text)
+      assert.is_truthy(text:find(wanted, 1, true), text)
+    end
+  end)
 end)
