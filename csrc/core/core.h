@@ -140,6 +140,7 @@ struct kv_backend {
   atomic_uint_fast64_t failures[KV_CODE_COUNT];
   /* reactor only */
   bool shut;                    /* the last view was closed: nothing new begins */
+  char away[200];               /* why it was not reached last; "" since something was done */
   struct kv_core_op *ops;       /* in flight */
   struct kv_watch *watches;
   unsigned pages_asked;         /* by watches, and not answered */

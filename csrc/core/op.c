@@ -268,8 +268,15 @@ static void give_up(struct kv_core_op *op, kv_code code, const char *cause) {
   call_cancel(op);
 }
 
+/* Why nothing came of it so far, or "". Who waited for a connection all the time is told what others failed with. */
+static const char *why_late(const struct kv_core_op *op) {
+  if (op->last_problem) return op->last_problem;
+  return op->pub.sent ? "" : op->backend->away;
+}
+
 static const char *step_problem(const struct kv_core_op *op) {
-  return op->last_problem ? op->last_problem : "no answer before the deadline";
+  const char *why = why_late(op);
+  return *why ? why : "no answer before the deadline";
 }
 
 static void deadline_passed(struct kv_timer *timer) {
@@ -285,7 +292,7 @@ static void deadline_passed(struct kv_timer *timer) {
     snprintf(cause, sizeof cause, "%s", step_problem(op));
   else
     snprintf(cause, sizeof cause, "%s%s%s", code == KV_UNKNOWN ? "no answer before the deadline" : "deadline passed",
-             op->last_problem ? ": " : "", op->last_problem ? op->last_problem : "");
+             *why_late(op) ? ": " : "", why_late(op));
   give_up(op, code, cause);
 }
 
@@ -410,10 +417,12 @@ static void finish_on_reactor(struct kv_core_op *op, kv_code code, const char *c
   }
   if (may_retry(op, code)) {
     remember_problem(op, code, cause);
+    if (code == KV_UNAVAILABLE) snprintf(op->backend->away, sizeof op->backend->away, "%s", cause ? cause : "");
     kv_timer_set(&op->retry_timer, kv_deadline(kv_now(), kv_backoff(op->pub.attempt)));
     return;
   }
   kv_error error;
+  if (code == KV_OK && !op->recipe) op->backend->away[0] = '\0';
   if (code == KV_OK) schedule_expiry(op);
   if (code == KV_OK && (code = kv_op_arrange(op, &error)) != KV_OK) cause = "out of memory";
   /* A read whose answer was lost is no ambiguity. Recipes know for themselves. */
