@@ -72,7 +72,7 @@ local function writes_only(list)
 end
 
 --- Check all registers of a history. `options.late_reads`: a key that is only wrong because of its reads is counted in
--- `late`, not complained of (ZooKeeper: a deposed leader may answer a read for a moment).
+-- `late`, not complained of (ZooKeeper: a leader may be a moment behind).
 -- @return problems (texts), counts {keys, operations, unknown, late, undecided}
 function register_check.check(operations, options)
   local problems, counts = {}, {keys = 0, operations = 0, unknown = 0, late = 0, undecided = 0}

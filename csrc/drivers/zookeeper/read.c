@@ -2,7 +2,9 @@
  * read.c - get and ping, and zk_look(), by which others learn what stands at a path.
  *
  * A strong read follows a sync in the same round trip: the server answers requests of a session in order, so what is
- * read behind the sync's answer is at least as new as what the leader had when it came by.
+ * read behind the sync's answer is at least as new as what the leader had committed when it came by. Not so where the
+ * server is the leader itself: it takes a sync for nothing, and its own state may be a moment behind what it has told
+ * its followers to commit (Leader.tryToCommit). Only what a quorum commits would help, at the price of a write.
  */
 #include <stdlib.h>
 #include <string.h>
