@@ -47,8 +47,13 @@ static void deleted(int result, const void *data) {
 
 static void looked(struct zk_call *call) {
   struct kv_op *op = call->op;
-  bool matches = op->condition != KV_IF_REVISION || (call->is_key && (uint64_t)call->stat.mzxid == op->revision);
-  if (!matches) {
+  bool conditional = op->condition == KV_IF_REVISION, gone = !call->is_key;
+  bool matches = !conditional || (call->is_key && (uint64_t)call->stat.mzxid == op->revision);
+  bool may_be_old = conditional ? !matches && (gone || (uint64_t)call->stat.mzxid < op->revision) : gone;
+  if (may_be_old && !call->certain) {
+    call->certain = true;
+    begin(call);
+  } else if (!matches) {
     zk_finish(call, KV_MODIFIED, "the key was changed, or is gone");
   } else if (!call->is_key) {
     zk_finish(call, KV_OK, NULL);

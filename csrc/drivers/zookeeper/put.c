@@ -484,18 +484,22 @@ static bool is_of_kind(const struct zk_call *call) {
   }
 }
 
-/* False: the call is finished. */
+/* False: the call is finished, or looks once more, as what it saw may be old. Revisions only grow. */
 static bool condition_holds(struct zk_call *call) {
   const struct kv_op *op = call->op;
-  if (op->condition == KV_IF_ABSENT && call->is_key) {
+  uint64_t revision = call->is_key ? (uint64_t)call->stat.mzxid : 0;
+  bool exists = op->condition == KV_IF_ABSENT && call->is_key;
+  bool differs = op->condition == KV_IF_REVISION && (!call->is_key || revision != op->revision);
+  if (!exists && !differs) return true;
+  if (!call->certain && (exists || revision < op->revision)) {
+    call->certain = true;
+    zk_look(call, true, call->run);
+  } else if (exists) {
     zk_finish(call, KV_EXISTS, "the key is there");
-    return false;
-  }
-  if (op->condition == KV_IF_REVISION && !(call->is_key && (uint64_t)call->stat.mzxid == op->revision)) {
+  } else {
     zk_finish(call, KV_MODIFIED, "the key was changed, or is gone");
-    return false;
   }
-  return true;
+  return false;
 }
 
 static void decide(struct zk_call *call) {

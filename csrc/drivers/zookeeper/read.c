@@ -4,7 +4,8 @@
  * A strong read follows a sync in the same round trip: the server answers requests of a session in order, so what is
  * read behind the sync's answer is at least as new as what the leader had committed when it came by. Not so where the
  * server is the leader itself: it takes a sync for nothing, and its own state may be a moment behind what it has told
- * its followers to commit (Leader.tryToCommit). Only what a quorum commits would help, at the price of a write.
+ * its followers to commit (Leader.tryToCommit). Only what a quorum commits would help, at the price of a write: that is
+ * paid where a write would be refused, or nothing be deleted, for what was read.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -13,7 +14,7 @@
 
 /* False: the call is finished. */
 static bool begin_read(struct zk_call *call, bool strong) {
-  if (!strong || zk_sync(call->session)) return true;
+  if (!strong || (call->certain ? zk_commit : zk_sync)(call->session)) return true;
   zk_finish(call, KV_UNAVAILABLE, "the request could not be sent");
   return false;
 }

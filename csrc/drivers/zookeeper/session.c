@@ -359,6 +359,32 @@ bool zk_sync(struct zk_session *session) {
   return true;
 }
 
+struct barrier {
+  struct zk_session *session;
+  zoo_op_t op;
+  zoo_op_result_t result;
+};
+
+static void committed(int result, const void *data) {
+  struct barrier *barrier = (struct barrier *)(uintptr_t)data;
+  /* Whatever it says of the root: a quorum says it. */
+  barrier->session->sync_result = zk_code(result, false) == KV_UNAVAILABLE ? result : ZOK;
+  free(barrier);
+}
+
+/* A leader takes a sync for nothing: see read.c. */
+bool zk_commit(struct zk_session *session) {
+  struct barrier *barrier = calloc(1, sizeof *barrier);
+  if (!barrier) return false;
+  barrier->session = session;
+  zk_link_cork(session, true);
+  zoo_check_op_init(&barrier->op, "/", -1);
+  zk_wake(session);
+  if (zoo_amulti(session->handle, 1, &barrier->op, &barrier->result, committed, barrier) == ZOK) return true;
+  free(barrier);
+  return false;
+}
+
 /*
  * When many read at once, a sync for each handful of them would be half of the server's work. So no more than a few
  * are in flight; reads that come meanwhile share the next one. They would not be answered before it anyway.

@@ -369,7 +369,12 @@ static void answered(int result, const void *data) {
 
 /* ------------------------------------------------------------------ deciding */
 
-/* False: the call is finished. */
+/* May what was read be older than what the check is about? Revisions only grow. */
+static bool may_be_old(const struct kv_part *request, const struct part *part) {
+  return request->type != KV_PART_CHECK || !part->is_key || (uint64_t)part->seen.mzxid < request->revision;
+}
+
+/* False: the call is finished, or looks once more. */
 static bool check_all(struct zk_call *call) {
   const struct txn *txn = call->data;
   for (size_t i = 0; i < txn->count; i++) {
@@ -379,10 +384,14 @@ static bool check_all(struct zk_call *call) {
     if (request->type == KV_PART_CHECK) holds = part->is_key && (uint64_t)part->seen.mzxid == request->revision;
     if (request->type == KV_PART_ABSENT) holds = !part->is_key;
     if (request->type == KV_PART_GUARD) holds = part->is_there;
-    if (!holds) {
+    if (holds) continue;
+    if (call->certain || !may_be_old(request, part)) {
       check_failed(call, i);
-      return false;
+    } else {
+      call->certain = true;
+      look_at_all(call);
     }
+    return false;
   }
   return true;
 }
@@ -626,7 +635,7 @@ static void seen(int result, const char *value, int size, const struct Stat *sta
 static void look_at_all(struct zk_call *call) {
   struct txn *txn = call->data;
   txn->failure = ZOK;
-  if (!zk_sync(call->session)) {
+  if (!(call->certain ? zk_commit : zk_sync)(call->session)) {
     zk_finish(call, KV_UNAVAILABLE, "the request could not be sent");
     return;
   }

@@ -136,6 +136,7 @@ struct zk_call {
   int sets;              /* put: how often to set a node with a time to live that was made anew */
   bool claimed, made;    /* put: `made`: the node that has `stat` is this call's */
   bool is_there, is_key, may_not_create;
+  bool certain;          /* what is looked at stands behind something that a quorum commits: see zk_commit() */
   int64_t ttl;           /* of the node, milliseconds, 0: none */
 };
 
@@ -212,6 +213,9 @@ bool zk_session_lasts(const struct zk_session *session);
 void zk_session_leave(struct zk_session *session);
 /* Before a strong read in the same turn. False: it could not be sent. */
 bool zk_sync(struct zk_session *session);
+/* The same, of whichever server: what follows is as new as all that was answered before. Costs a write. For what would
+ * be refused, or left undone, because of what was read. */
+bool zk_commit(struct zk_session *session);
 /* Would one more sync be one too many in flight? Then the call is held back, and runs when one was answered. */
 bool zk_sync_hold(struct zk_call *call);
 /* What a read's answer is worth that stands behind a sync, if it is a strong one. */
