@@ -20,7 +20,7 @@
  *   goaway            SETTINGS, then GOAWAY with no stream processed, then the connection stays open
  *   status N          a fake gRPC server: every call ends with grpc-status N and no data
  *   no-status         every call gets headers with the end of the stream and no grpc-status
- *   http N            every call gets HTTP status N (three digits) as a proxy would answer
+ *   http N            every call, and every request of HTTP/1.1, gets status N (three digits) as a proxy would answer
  *   long-message      every call gets a message that says it has 4 GB
  *   half-message      every call gets a message cut short, then good trailers
  *   bad-message       every call gets a message that is no protobuf, then good trailers
@@ -309,11 +309,27 @@ static void play_frame(struct connection *connection, const uint8_t *head) {
   if (head[3] == HEADERS) answer_call(connection, stream);
 }
 
+/* Of each request the end of its head is enough. */
+static void play_http1(struct connection *connection) {
+  struct stream *requests = &connection->requests;
+  const uint8_t *end;
+  char answer[80];
+  snprintf(answer, sizeof answer, "HTTP/1.1 %d Told So\r\nContent-Length: 0\r\n\r\n", connection->argument);
+  while ((end = memmem(requests->data, requests->size, "\r\n\r\n", 4))) {
+    drop_requests(connection, (size_t)(end - requests->data) + 4);
+    put(connection, answer, strlen(answer));
+  }
+}
+
 /* Look at the frames that the client sent, and answer calls. */
 static void play_server(struct connection *connection) {
   struct stream *requests = &connection->requests;
   if (!connection->greeted) {
     if (requests->size < PREFACE_SIZE) return;
+    if (connection->mode == HTTP && memcmp(requests->data, "PRI ", 4) != 0) {
+      play_http1(connection);
+      return;
+    }
     greet(connection);
     drop_requests(connection, PREFACE_SIZE);
   }
