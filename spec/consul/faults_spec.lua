@@ -6,6 +6,10 @@ local proxies = require("spec.support.proxy")
 local servers = require("spec.support.servers")
 local util = require("spec.support.util")
 
+local REQUEST = 150 -- bytes, at least
+local WATCHES = 60  -- far more than may have a query of their own
+local RATE = 100    -- a second, of all that have one
+
 local function fails(code, value, message, actual)
   assert.is_nil(value)
   assert.equal(code, actual, message)
@@ -209,16 +213,19 @@ describe("consul behind a bad network", function()
 
   it("does not spin while nobody answers, or while all is refused", function()
     local watches = {}
-    for i = 1, 10 do watches[i] = assert(store:watch("key" .. i)) end
+    for i = 1, WATCHES do watches[i] = assert(store:watch("key" .. i)) end
     for _, watch in ipairs(watches) do assert(watch:wait_synced(10)) end
-    for _, fault in ipairs{"close", "garbage", "http 503"} do
+    for _, fault in ipairs{"close", "garbage", "http 503", "http 429", "http 500"} do
       proxy:tell("now " .. fault)
       proxy:tell("cut")
       native.sleep(0.5)
-      local before = proxy:number("connections")
+      local connections, bytes = proxy:number("connections"), proxy:number("requests")
       native.sleep(2)
-      local rate = (proxy:number("connections") - before) / 2
-      assert.is_true(rate < 60, fault .. ": " .. rate .. " connections a second")
+      local rate = (proxy:number("connections") - connections) / 2
+      assert.is_true(rate < RATE, fault .. ": " .. rate .. " connections a second")
+      rate = (proxy:number("requests") - bytes) / 2 / REQUEST
+      assert.is_true(rate < RATE, fault .. ": " .. rate .. " requests a second")
+      for _, watch in ipairs(watches) do assert.is_false(watch:connected()) end
     end
     proxy:tell("now pass")
     proxy:tell("cut")

@@ -276,6 +276,25 @@ describe("consul with tokens", function()
     master:delete_tree("")
   end)
 
+  it("many watches work where the directory that they have in common may not be listed", function()
+    local strict = servers.consul{acl = true, arguments = {"-hcl", "acl { enable_key_list_policy = true }"}}
+    local boss = assert(kv.open(strict:url("/app"), {token = strict.token}))
+    local file = util.folder() .. "/rules.hcl"
+    util.write(file, 'key_prefix "app/" { policy = "read" }')
+    strict:ctl("acl", "policy", "create", "-name", "reads", "-rules", "@" .. file)
+    local token = assert(strict:ctl("acl", "token", "create", "-policy-name", "reads"):match("SecretID:%s*(%S+)"))
+    local store = assert(kv.open(strict:url("/app"), {token = token}))
+    fails("denied", store:list("dir"))
+    local watches = {}
+    for i = 1, 40 do watches[i] = assert(store:watch("dir/key" .. i)) end
+    for _, watch in ipairs(watches) do assert(watch:wait_synced(10)) end
+    for i = 1, 40 do assert(boss:put("dir/key" .. i, "v")) end
+    for _, watch in ipairs(watches) do assert.equal("v", assert(watch:next(10)).value) end
+    store:close()
+    boss:close()
+    strict:stop()
+  end)
+
   it("a token never shows", function()
     local secret = "deadbeef-0000-1111-2222-333333333333"
     local store = assert(kv.open(server:url("/app"), {token = secret}))

@@ -12,7 +12,8 @@
  * A server takes 200 connections from one address, and a blocking query holds one. So only so many sources have a
  * slot, which means a blocking query of their own; how many is found out slowly. For all others together there is one
  * query on the directory that they have in common: it gives nothing but names of one level, and comes back when
- * anything below has changed; then each of them is read once. The index of that query is taken before they are read,
+ * anything below has changed; then each of them is read once. Where that directory may not be listed, each is read now
+ * and then. The index of that query is taken before they are read,
  * so nothing is lost between; a pass over all of them comes before the next question.
  *
  * Where a token is used, keys that a state of a tree does not have any more are looked after before they are told to be
@@ -39,6 +40,7 @@
 #define EARLY (CONSUL_SECOND / 20)
 #define EARLY_PAUSE_MAX 100 /* milliseconds between answers without news */
 #define BACKOFF_MAX 1.0
+#define DENIED_PAUSE 2.0   /* between looks at what has to be looked after one by one */
 #define TEXT_BYTES 512
 #define HIDDEN "the token may not read all of it"
 
@@ -89,6 +91,7 @@ struct consul_source {
   bool probed;               /* no key stands where the tree should be */
   bool reported;             /* the feeds were told that they are connected */
   bool retired;              /* an ancestor that is not needed any more */
+  bool denied;               /* an ancestor that may not be read */
   uint64_t index;            /* of the state that is known, 0: none */
   uint64_t newest;           /* the index that came last, and when */
   int64_t newest_at;
@@ -358,6 +361,25 @@ static void drop_doubt(struct consul_source *source) {
   source->doubted = 0;
 }
 
+static void mark_others_due(struct consul_watches *watches) {
+  for (struct consul_source *source = watches->first; source; source = source->next)
+    if (!source->slot) source->due = true;
+}
+
+/*
+ * What stands for all that has no slot cannot be asked: nothing is known of them, and they are read when it can be. If
+ * it is only that the directory's names may not be read, they are read now and then instead.
+ */
+static void lose_others(const struct consul_source *ancestor) {
+  struct consul_watches *watches = &ancestor->consul->watches;
+  mark_others_due(watches);
+  for (struct consul_source *source = watches->first; source && !ancestor->denied; source = source->next) {
+    if (source->slot) continue;
+    source->restart = true;
+    tell_connected(source, false);
+  }
+}
+
 /* It will be tried again: the state is read from the beginning then, as a server may have lost its data meanwhile. */
 static void interrupted(struct consul_source *source) {
   double seconds = kv_consul->backoff(source->failures++);
@@ -365,7 +387,10 @@ static void interrupted(struct consul_source *source) {
   source->restart = true;
   source->index = source->newest = 0;
   tell_connected(source, false);
-  pause(source, seconds < BACKOFF_MAX ? seconds : BACKOFF_MAX);
+  if (source->kind == SOURCE_ANCESTOR) lose_others(source);
+  if (source->denied) seconds = DENIED_PAUSE;
+  else if (seconds > BACKOFF_MAX) seconds = BACKOFF_MAX;
+  pause(source, seconds);
 }
 
 static void finish_waiters(struct consul_source *source, const struct consul_read *reader) {
@@ -376,11 +401,6 @@ static void finish_waiters(struct consul_source *source, const struct consul_rea
     if (waiter->created && reader->created != waiter->created) held = false;
     if (!held) consul_finish(waiter->call, KV_OK, NULL);
   }
-}
-
-static void mark_others_due(struct consul_watches *watches) {
-  for (struct consul_source *source = watches->first; source; source = source->next)
-    if (!source->slot) source->due = true;
 }
 
 /* A query that should wait and comes back at once without news must not become a spin. */
@@ -457,6 +477,7 @@ static void complete(struct consul_read *reader) {
   struct consul_source *source = reader->source;
   bool news = false;
   source->failures = 0;
+  source->denied = false;
   if (source->kind == SOURCE_ANCESTOR) {
     news = reader->coming != source->index;
     source->index = reader->coming;
@@ -480,6 +501,7 @@ static void refused(struct consul_read *reader) {
   http_shown(text, shown, sizeof shown);
   if (status == 429) http_crowded(source->consul->calls.http);
   if (code == KV_UNAVAILABLE || source->kind == SOURCE_ANCESTOR) {
+    source->denied = code != KV_UNAVAILABLE;
     interrupted(source);
   } else {
     char problem[240];
@@ -507,6 +529,7 @@ static void judge(struct consul_read *reader) {
   } else if (answer && !state) {
     refused(reader);
   } else {
+    source->denied = false;
     interrupted(source);
   }
 }
@@ -694,7 +717,9 @@ static void return_slot(struct consul_watches *watches, struct consul_source *so
 }
 
 static void ask_for(struct consul_watches *watches, struct consul_source *source) {
+  const struct consul_source *ancestor = watches->ancestor;
   bool plain = source->restart || (!source->slot && source->due);
+  if (!source->slot && ancestor && ancestor->failures && !ancestor->denied) return; /* it would fail like that one */
   if (!wanted(source) || source->paused || source->doubted) return;
   if (plain && !source->plain.out && (source->slot || watches->reading < READS_AT_ONCE)) ask(&source->plain, false);
   if (source->slot && !source->restart && source->index && !source->plain.out && !source->block.out)
