@@ -13,8 +13,8 @@
  * slot, which means a blocking query of their own; how many is found out slowly. For all others together there is one
  * query on the directory that they have in common: it gives nothing but names of one level, and comes back when
  * anything below has changed; then each of them is read once. Where that directory may not be listed, each is read now
- * and then. The index of that query is taken before they are read,
- * so nothing is lost between; a pass over all of them comes before the next question.
+ * and then. The index of that query is taken before they are read, so nothing is lost between; a pass over all of them
+ * comes before the next question.
  *
  * Where a token is used, keys that a state of a tree does not have any more are looked after before they are told to be
  * gone: it may be the right to read them that is gone. Nothing else is asked for the tree meanwhile.
