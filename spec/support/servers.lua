@@ -302,8 +302,10 @@ local function zookeeper_config(self, members)
       lines[#lines + 1] = line
     end
   end
+  local between = self.options.between
   for i, member in ipairs(members or {}) do
-    lines[#lines + 1] = ("server.%d=127.0.0.1:%d:%d"):format(i, member.peer_port, member.election_port)
+    local port = between and member ~= self and between(i, member.peer_port) or member.peer_port
+    lines[#lines + 1] = ("server.%d=127.0.0.1:%d:%d"):format(i, port, member.election_port)
   end
   util.write(self.folder .. "/zoo.cfg", table.concat(lines, "\n") .. "\n")
 end
@@ -381,7 +383,8 @@ function servers.zookeeper(options)
   error(problem, 2)
 end
 
---- Members of one cluster, all healthy.
+--- Members of one cluster, all healthy. Options: as servers.zookeeper, and between: a function of a member's number and
+-- the port at which it leads, that says where the others find it.
 function servers.zookeeper_cluster(count, options)
   local members = {}
   for i = 1, count do members[i] = new_zookeeper(options or {}, i) end

@@ -1,6 +1,7 @@
 --- ZooKeeper servers that fail: restarts, lost data, silence, sessions that expire, leaders that die.
 local kv = require("kv")
 local native = require("spec.native")
+local proxies = require("spec.support.proxy")
 local servers = require("spec.support.servers")
 local util = require("spec.support.util")
 
@@ -213,6 +214,32 @@ describe("ZooKeeper", function()
       local pair = store:get("key" .. i)
       assert.equal("stays", pair and pair.value, "key" .. i)
     end
+  end)
+
+  it("that hears of everything late does not answer strong reads before", function()
+    local between = {}
+    local members = servers.zookeeper_cluster(3, {between = function(i, port)
+      between[i] = between[i] or proxies.start(port)
+      return between[i].port
+    end})
+    local leader
+    for i, member in ipairs(members) do
+      running[#running + 1] = member
+      if member:mode() == "leader" then leader = i end
+    end
+    local follower = members[leader % 3 + 1]
+    local store, late = open(members[leader]:url("/app"), {timeout = 20}), open(follower:url("/app"), {timeout = 20})
+    assert(store:put("key", "0"))
+    assert.equal("0", assert(late:get("key")).value)
+    between[leader]:tell("delay 100") -- the third one is late as well, so that a write takes some time
+    local behind = 0
+    for i = 1, 10 do
+      local pair = assert(store:put("key", tostring(i)))
+      if assert(late:get("key", {consistency = "fast"})).value ~= tostring(i) then behind = behind + 1 end
+      if i % 2 == 0 then assert.same(pair, (late:get("key"))) else assert.same({pair}, (late:list(""))) end
+    end
+    assert.is_true(behind > 0)
+    for _, proxy in pairs(between) do proxy:stop() end
   end)
 
   it("without quorum is unavailable, and a cluster survives its leader", function()
