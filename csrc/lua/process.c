@@ -15,10 +15,12 @@
  *   reset(numbers)           the system's own behaviour for these signals
  *   signal(name) -> number   isatty(fd)   broken(fd): has the reader of this pipe or socket gone?
  *   columns(fd) -> width of this terminal | nil
+ *   replaceable(path) -> the name, behind all links, of a file that is there or could be; nil: a device, a pipe
  *   clock() -> seconds of a steady clock   sleep(seconds)   getpid()   hostname()
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <limits.h>
 #include <math.h>
 #include <poll.h>
 #include <signal.h>
@@ -28,6 +30,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/types.h>
 #include <sys/wait.h>
@@ -370,6 +373,15 @@ static int process_broken(lua_State *L) {
   return 1;
 }
 
+static int process_replaceable(lua_State *L) {
+  const char *path = luaL_checkstring(L, 1);
+  char real[PATH_MAX];
+  struct stat about;
+  if (stat(path, &about) == 0 && !S_ISREG(about.st_mode)) return 0;
+  lua_pushstring(L, realpath(path, real) ? real : path);
+  return 1;
+}
+
 static int process_clock(lua_State *L) {
   lua_pushnumber(L, clock_now());
   return 1;
@@ -407,7 +419,7 @@ int luaopen_kv_process(lua_State *L) {
   static const luaL_Reg functions[] = {
       {"spawn", process_spawn},   {"catch", process_catch},   {"caught", process_caught},   {"reset", process_reset},
       {"signal", process_signal}, {"isatty", process_isatty}, {"broken", process_broken},   {"clock", process_clock},
-      {"columns", process_columns},
+      {"columns", process_columns}, {"replaceable", process_replaceable},
       {"sleep", process_sleep},   {"getpid", process_getpid}, {"hostname", process_hostname}, {NULL, NULL}};
   luaL_newmetatable(L, CHILD_NAME);
   lua_newtable(L);

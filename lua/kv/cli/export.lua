@@ -29,8 +29,10 @@ local function to_output(context)
   if not name then
     return function(line) context:write(line, "\n") end, function() context:flush() end, function() end
   end
-  -- Under another name until it is whole: what has the name is never half an export.
-  local partial = name .. ".partial"
+  -- A file is written under another name until it is whole: what has the name is never half an export. What is no file
+  -- must not be replaced by one.
+  local whole = context.process.replaceable(name)
+  local partial = whole and whole .. ".partial" or name
   local file, message = io.open(partial, "wb")
   if not file then options.fail(FAILED, "%s", message) end
   local function check(ok, problem)
@@ -38,10 +40,10 @@ local function to_output(context)
   end
   return function(line) check(file:write(line, "\n")) end, function()
     check(file:close())
-    check(os.rename(partial, name))
+    if whole then check(os.rename(partial, whole)) end
   end, function()
     pcall(file.close, file)
-    os.remove(partial)
+    if whole then os.remove(partial) end
   end
 end
 
