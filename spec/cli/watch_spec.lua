@@ -45,6 +45,23 @@ describe("kv watch", function()
     assert.equal("exit", (shell:wait(cli.patience)))
   end)
 
+  it("says that its output cannot be written, and ends", function()
+    local url = cli.url()
+    put(url, "k", "1")
+    local native, util = require("spec.native"), require("spec.support.util")
+    for _, command in ipairs{"watch k --json", "watch k", "list", "get k", "export"} do
+      local said = util.folder() .. "/said"
+      local script = ('"$0" -s "$1" %s >/dev/full'):format(command)
+      local shell = assert(native.spawn{"sh", "-c", script, ("%s/%s/bin/kv"):format(os.getenv("KV_BUILD") or "build",
+        os.getenv("KV_LUA") or "lua5.4"), url, stderr = said})
+      local how, status = shell:wait(cli.patience)
+      if not how then shell:kill("KILL") end
+      assert.same({"exit", 1}, {how, status}, command)
+      local text = util.read(said)
+      assert.truthy(text:find("cannot be written: No space left", 1, true), command .. ": " .. text)
+    end
+  end)
+
   it("gives a pipe whole lines", function()
     local url, values = cli.url(), {}
     for i = 1, 500 do values["s/k" .. i] = ("v"):rep(i % 50) end

@@ -102,11 +102,10 @@ end
 
 -- ---------------------------------------------------------------- watch
 
-local function print_event(context, event)
-  if context.options.json then return context:write(format.event_json(event), "\n") end
-  context:write(event.initial and "initial" or event.type, "\t", event.key)
-  if event.value then context:write("\t", format.one_line(event.value)) end
-  context:write("\n")
+local function event_line(context, event)
+  if context.options.json then return format.event_json(event) end
+  local value = event.value and "\t" .. format.one_line(event.value) or ""
+  return (event.initial and "initial" or event.type) .. "\t" .. event.key .. value
 end
 
 -- Says once when the server is away and once when it is back: the watch itself heals and never ends for that.
@@ -131,11 +130,12 @@ local function watch(context)
   local open = given.recursive and store.watch_tree or store.watch
   local events = context:check(open(store, context.arguments[1], settings))
   local state, count, wait = {}, 0, 0
-  io.stdout:setvbuf("line") -- a pipe's reader gets whole lines, each at once
+  -- A pipe's reader gets whole lines, each at once. (With line buffering, glibc tells nobody when the disk is full.)
+  io.stdout:setvbuf("no")
   while true do
     local event, message, code = events:next(wait)
     if event then
-      print_event(context, event)
+      context:write(event_line(context, event) .. "\n")
       count, wait = count + 1, 0
       if count == given.count then return end
     elseif code == "timeout" then

@@ -65,13 +65,15 @@ local context_methods = {}
 local context_meta = {__index = context_methods}
 
 -- The command's output. A reader that has gone ends the command quietly.
-function context_methods:write(...)
-  if not io.stdout:write(...) then options.fail(FAILED, "") end
+local function written(context, ok, problem)
+  if ok then return end
+  if context.process.broken(1) then options.fail(FAILED, "") end
+  options.fail(FAILED, "the output cannot be written: %s", tostring(problem))
 end
 
-function context_methods:flush()
-  if not io.stdout:flush() then options.fail(FAILED, "") end
-end
+function context_methods:write(...) written(self, io.stdout:write(...)) end
+
+function context_methods:flush() written(self, io.stdout:flush()) end
 
 -- For people, while the command goes on.
 function context_methods:note(text, ...)
