@@ -403,7 +403,7 @@ enum giving_up { BY_CANCEL, BY_TIMEOUT, BY_CLOSE, BY_FREE, WAYS_TO_GIVE_UP };
 /* Give up an acquire while a step of `kind` hangs. */
 static void give_up_at(const char *url, kv_kind kind, enum fault_type type, enum giving_up way) {
   kv_store *store = fresh(url), *other = open_at(url);
-  kv_lock *lock = new_lock(store, 0.5), *rival = new_lock(other, 5);
+  kv_lock *lock = new_lock(store, 5), *rival = new_lock(other, 5);
   server.no_ahead = true;
   if (kind == KV_QUEUE_WAIT) CHECK_EQ(acquire(rival, 5), KV_OK);
   int before = steps(kind);
