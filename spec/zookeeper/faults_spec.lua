@@ -129,6 +129,32 @@ describe("ZooKeeper", function()
     assert.equal(1, #assert(store:list("dir")))
   end)
 
+  -- Its numbers begin anew, and are the same when the same is done again.
+  it("that lost its data and got other data with the same numbers is followed all the same", function()
+    local zk = server()
+    local function fill(value)
+      local store = assert(kv.open(zk:url(), {timeout = 20}))
+      local pairs_there = {}
+      for i = 1, 5 do pairs_there[i] = assert(store:put("dir/" .. i, value)) end
+      store:close()
+      return pairs_there
+    end
+    local old, proxy = fill("old"), proxies.start(zk.port)
+    local store = open("zk://127.0.0.1:" .. proxy.port, {session_ttl = 20})
+    local tree, key = assert(store:watch_tree("dir")), assert(store:watch("dir/1"))
+    local state, one = follow(tree, {}, "dir/5", "old"), follow(key, {}, "dir/1", "old")
+    proxy:tell("refuse") -- nobody else may do anything there
+    zk:kill()
+    zk:wipe()
+    zk:start()
+    local new = fill("new")
+    proxy:tell("listen")
+    for i, pair in ipairs(old) do assert.equal(pair.revision, new[i].revision) end
+    for i = 1, 5 do follow(tree, state, "dir/" .. i, "new") end
+    follow(key, one, "dir/1", "new")
+    proxy:stop()
+  end)
+
   it("that is silent delays its own store alone", function()
     local silent, lively = server(), server()
     local slow, quick = open(silent:url()), open(lively:url())

@@ -276,6 +276,8 @@ static void feed_put(struct spot *spot, const char *value, int size, const struc
   path_of(spot, path);
   kv_slice shown = {size > 0 ? value : NULL, size > 0 ? (size_t)size : 0};
   uint64_t revision = (uint64_t)stat->mzxid, created = (uint64_t)stat->czxid;
+  /* A server that lost its data numbers the same transactions the same again, but not at the same time. */
+  watcher->feed->stamp = (uint64_t)stat->mtime;
   spot->known = true;
   if (watcher->live) kv_zk->feed_event(watcher->feed, KV_EVENT_PUT, zk_key(path), shown, revision, created);
   else kv_zk->feed_pair(watcher->feed, zk_key(path), shown, revision, created);
