@@ -70,20 +70,23 @@ static struct etcd2_call *find_same(struct etcd2_call *const *last, size_t count
   return NULL;
 }
 
-/* All whom this sync served: they read what is there at `index`, or (0) each for itself. */
+/* All whom this sync served: they read what is there at `index`, or (0) each for itself. Who asks is settled before
+ * any does: one may end right there. */
 static void go_on(struct etcd2 *etcd2, uint64_t index) {
   struct etcd2_call *last[LOOK_BACK] = {NULL};
+  struct kv_list asking;
   size_t count = 0;
+  kv_list_init(&asking);
   while (!kv_list_empty(&etcd2->synced)) {
     struct etcd2_call *call = kv_list_of(struct etcd2_call, wait, etcd2->synced.next);
     struct etcd2_call *other = index ? find_same(last, count, call) : NULL;
-    kv_list_remove(&call->wait);
     call->expected = index;
-    if (other) {
-      kv_list_move(&other->same, &call->wait);
-      continue;
-    }
-    last[count++ % LOOK_BACK] = call;
+    kv_list_move(other ? &other->same : &asking, &call->wait);
+    if (!other) last[count++ % LOOK_BACK] = call;
+  }
+  while (!kv_list_empty(&asking)) {
+    struct etcd2_call *call = kv_list_of(struct etcd2_call, wait, asking.next);
+    kv_list_remove(&call->wait);
     ask(call, !index);
   }
 }
