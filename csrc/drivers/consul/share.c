@@ -105,6 +105,7 @@ static void start_alone(struct consul *consul, struct kv_op *op) {
 
 /* As one of the few requests that may be out. */
 static void start_counted(struct consul_lane *lane, struct kv_op *op) {
+  take_out(lane, op);
   lane->consul->counting = lane;
   start_alone(lane->consul, op);
   lane->consul->counting = NULL;
@@ -277,10 +278,8 @@ static void flush(struct consul_lane *lane, bool all) {
     size_t most = most_together(lane);
     size_t count = lane->count < most ? lane->count : most;
     if (lane->alone || count == 1) {
-      struct kv_op *op = lane->first;
-      take_out(lane, op);
       if (lane->alone) lane->alone--;
-      start_counted(lane, op);
+      start_counted(lane, lane->first);
     } else {
       start_together(lane, count);
     }
