@@ -265,7 +265,7 @@ $(BUILD)/c/%: $(OBJ)/spec/c/%.o $(STATIC)
 $(OBJ)/spec/c/%.o: KV_CFLAGS += -Ispec/c
 # Its allocators can fail.
 $(BUILD)/c/test_local_memory: LDFLAGS += -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=aligned_alloc
-$(BUILD)/c/test_etcd2_memory $(BUILD)/c/test_consul_memory: LDFLAGS += -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=free
+$(addprefix $(BUILD)/c/,test_etcd2_memory test_consul_memory test_zookeeper_memory): LDFLAGS += -Wl,--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=free
 
 c-units: $(C_UNITS) $(PROXY)
 

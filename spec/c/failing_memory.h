@@ -68,15 +68,27 @@ static inline void live(kv_store *store) {
   for (int i = 0; i < 30; i++)
     asked += submit(store, &(kv_request){.kind = KV_GET, .key = text(keys[i % 3]), .timeout = 5}) != 0;
   for (size_t i = 0; i < sizeof requests / sizeof *requests; i++) asked += submit(store, &requests[i]) != 0;
+  kv_txn *txn = kv_store_supports(store, "txn") ? kv_txn_new(store, NULL) : NULL;
+  if (txn && kv_txn_check_absent(txn, KV_TEXT("not/there"), NULL) == KV_OK &&
+      kv_txn_put(txn, KV_TEXT("f/g"), KV_TEXT("v"), 0, 0, NULL, NULL) == KV_OK &&
+      kv_txn_delete(txn, KV_TEXT("b"), NULL) == KV_OK)
+    asked += submit(store, &(kv_request){.kind = KV_TXN, .txn = txn, .timeout = 5}) != 0;
   asked += kv_lease_open(store, queue, 10, 5, 2, NULL, &lease, NULL) == KV_OK;
-  kv_lock *lock = kv_lock_new(store, &(kv_lock_options){.name = KV_TEXT("x"), .ttl = 2}, NULL);
-  asked += lock && kv_lock_acquire(lock, queue, 5, 3, NULL, NULL) == KV_OK;
+  kv_lock_options options = {.name = KV_TEXT("x"), .ttl = 2};
+  kv_lock *locks[] = {kv_lock_new(store, &options, NULL), kv_semaphore_new(store, &options, 2, NULL),
+                      kv_store_supports(store, "election") ? kv_election_new(store, &options, NULL) : NULL};
+  enum { LOCKS = sizeof locks / sizeof *locks };
+  for (int i = 0; i < LOCKS; i++) asked += locks[i] && kv_lock_acquire(locks[i], queue, 5, 3, NULL, NULL) == KV_OK;
   CHECK(all_answered(asked));
-  asked = 0; /* one that is held and forgotten stays: once more, where it could not be asked */
-  for (int i = 0; i < 2 && lock && !asked; i++) asked = kv_lock_release(lock, queue, 5, 4, NULL, NULL) == KV_OK;
-  CHECK(all_answered(asked));
+  for (int i = 0; i < LOCKS; i++) {
+    asked = 0; /* one that is held and forgotten stays: once more, where it could not be asked */
+    for (int j = 0; j < 2 && locks[i] && !asked; j++)
+      asked = kv_lock_release(locks[i], queue, 5, 4, NULL, NULL) == KV_OK;
+    CHECK(all_answered(asked));
+    kv_lock_free(locks[i]);
+  }
   kv_watch_free(watch);
-  kv_lock_free(lock);
+  kv_txn_free(txn);
   kv_lease_free(lease);
 }
 
