@@ -6,9 +6,10 @@ local proxies = require("spec.support.proxy")
 local servers = require("spec.support.servers")
 local util = require("spec.support.util")
 
-local REQUEST = 150 -- bytes, at least
-local WATCHES = 60  -- far more than may have a query of their own
-local RATE = 100    -- a second, of all that have one
+local REQUEST = 150    -- bytes, at least
+local WATCHES = 60     -- far more than may have a query of their own
+local RATE = 100       -- a second, of all that have one
+local CONNECTIONS = 60 -- of one store, with all that it does
 
 local function fails(code, value, message, actual)
   assert.is_nil(value)
@@ -240,7 +241,8 @@ end)
 describe("consul with few connections", function()
   it("300 watches, and locks that wait, work within the server's 200 connections", function()
     local server = servers.consul{}
-    local store = assert(kv.open(server:url("/app"), {timeout = 20}))
+    local proxy = proxies.start(server.port)
+    local store = assert(kv.open("consul://127.0.0.1:" .. proxy.port .. "/app", {timeout = 20}))
     local watches = {}
     for i = 1, 250 do watches[i] = assert(store:watch(("dir%d/key%d"):format(i % 7, i))) end
     for i = 251, 300 do watches[i] = assert(store:watch_tree(("tree/%d"):format(i))) end
@@ -266,11 +268,14 @@ describe("consul with few connections", function()
       for _, task in ipairs(tasks) do task:join(60) end
       return last
     end)
+    -- Others at this address need some, too.
+    assert.is_true(proxy:number("open") <= CONNECTIONS, proxy:number("open") .. " connections")
     -- Slots that become free are used by those that had none.
     for i = 1, 280 do watches[i]:close() end
     assert(store:put("tree/300/x", "last"))
     until_told(watches[300], "put tree/300/x last")
     store:close()
+    proxy:stop()
     server:stop()
   end)
 
