@@ -23,6 +23,10 @@ local SERVER = [[
       local pair, message, code = store:get(ngx.var.arg_key)
       ngx.print(pair and pair.value or tostring(message))
     } }
+    location = /who { content_by_lua_block {
+      assert(store:put(ngx.var.arg_key, ngx.var.arg_value))
+      ngx.say(ngx.worker.pid())
+    } }
     location = /mirror { content_by_lua_block {
       assert(mirror:wait_ready(10))
       ngx.print(tostring(mirror:get("flags/" .. ngx.var.arg_key)))
@@ -137,6 +141,7 @@ local SERVER = [[
     location = /slow { content_by_lua_block {
       local lock = assert(store:lock("slow"))
       assert(lock:acquire(10))
+      ngx.print("has it, ") ngx.flush(true)
       ngx.sleep(tonumber(ngx.var.arg_seconds))
       assert(store:put("slow", "v"))
       assert(lock:release())
@@ -274,25 +279,40 @@ describe("OpenResty", function()
   end)
 
   it("loses no request when it is reloaded under load", function()
-    local url = ("http://127.0.0.1:%d/put?key=load&value=[1-400]"):format(server.port)
-    local load = {}
+    local stop, loads = server.folder .. "/stop", {}
+    -- The load goes on until the new worker has its part of it.
     for i = 1, 2 do
-      load[i] = assert(native.spawn{"curl", "-sS", "--fail", url, stdout = server.folder .. "/load" .. i,
-        stderr = server.folder .. "/load_errors" .. i})
+      local url = ("http://127.0.0.1:%d/who?key=load%d&value=[1-50]"):format(server.port, i)
+      loads[i] = {out = server.folder .. "/load" .. i}
+      loads[i].process = assert(native.spawn{"sh", "-c",
+        'while [ ! -e "$0" ]; do curl -sS --fail --max-time 30 "$1" || exit 1; done', stop, url,
+        stdout = loads[i].out, stderr = loads[i].out .. ".errors"})
+    end
+    local function served_by(load, pid)
+      return (util.read(load.out) or ""):find(pid .. "\n", 1, true) ~= nil
+    end
+    local old = server:workers()
+    for _, load in ipairs(loads) do
+      util.eventually(function() return served_by(load, old[1]) end, "the load has begun")
     end
     local slow_url = ("http://127.0.0.1:%d/slow?seconds=1"):format(server.port)
-    local slow = assert(native.spawn{"curl", "-sS", "--fail", slow_url,
+    local slow = assert(native.spawn{"curl", "-sS", "-N", "--fail", slow_url,
       stdout = server.folder .. "/slow", stderr = server.folder .. "/slow_errors"})
-    util.eventually(function() return #(util.read(server.folder .. "/load1") or "") > 20 end, "the load has begun")
-    local old = server:workers()
+    util.eventually(function() return util.read(server.folder .. "/slow") == "has it, " end, "the slow one has begun")
     server:reload()
-    for i = 1, 2 do
-      local how, code = load[i]:wait(30)
-      assert.equal("exit 0", how .. " " .. code, util.read(server.folder .. "/load_errors" .. i))
+    local new
+    util.eventually(function()
+      for _, pid in ipairs(server:workers()) do if pid ~= old[1] then new = pid end end
+      return new and served_by(loads[1], new) and served_by(loads[2], new)
+    end, "the new worker serves")
+    util.write(stop, "")
+    for _, load in ipairs(loads) do
+      local how, code = load.process:wait(60)
+      assert.equal("exit 0", how .. " " .. code, util.read(load.out .. ".errors"))
     end
     local how, code = slow:wait(30)
     assert.equal("exit 0", how .. " " .. code, util.read(server.folder .. "/slow_errors"))
-    assert.equal("slow", util.read(server.folder .. "/slow"))
+    assert.equal("has it, slow", util.read(server.folder .. "/slow"))
     nginx.gone(old, 2.5)
   end)
 end)
