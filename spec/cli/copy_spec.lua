@@ -46,6 +46,29 @@ describe("kv copy", function()
     assert.same(ODD, contents(to))
   end)
 
+  it("draws a bar on a terminal, and takes it away", function()
+    local from, values = cli.url(), {}
+    for i = 1, 200 do values["key/" .. i] = "v" end
+    fill(from, values)
+    for term, drawn in pairs{xterm = true, dumb = false} do
+      local out = util.folder() .. "/out"
+      local command = ("%s/%s/bin/kv copy %s %s"):format(os.getenv("KV_BUILD") or "build",
+        os.getenv("KV_LUA") or "lua5.4", from, cli.url())
+      -- It runs the command in a pseudo terminal.
+      local terminal = assert(native.spawn{"script", "-qec", command, "/dev/null", stdout = out,
+        env = {"TERM=" .. term}})
+      local how, status = terminal:wait(cli.patience)
+      if not how then terminal:kill("KILL") end
+      local text = util.read(out)
+      assert.same({"exit", 0}, {how, status}, text)
+      for _, label in ipairs{"copying", "checking"} do
+        local bar = "\r" .. label .. "  %[[#.]+%] +%d+%%  %d+/200 keys [^\r]*\27%[K\r\27%[K"
+        assert.equal(drawn, text:find(bar) ~= nil, text)
+      end
+      assert.truthy(text:find((drawn and "\27[K" or "") .. "200 copied, 0 the same already; checked", 1, true), text)
+    end
+  end)
+
   it("shows what it would do, and does nothing", function()
     local from, to = cli.url(), cli.url()
     fill(from, {a = "1", b = "2", c = "3"})
