@@ -386,14 +386,31 @@ void zk_delete_tree(struct zk *zk, struct kv_op *op) {
 /* ------------------------------------------------------------------ portable mode */
 
 /* The walk is over: what is its own is given back, as the call goes on with other things. */
-static void surroundings_seen(struct zk_call *call) {
-  struct walk *walk = call->data;
-  bool found = walk->found;
+static void end_walk(struct zk_call *call) {
   free_walk(call);
   call->data = NULL;
   call->clear = NULL;
-  if (found) zk_finish(call, KV_IS_DIR, "the key is a directory");
-  else call->run(call);
+}
+
+/* A key is in the way, or was: what was seen may be old. */
+static void is_in_the_way(struct zk_call *call, kv_code code, const char *message) {
+  end_walk(call);
+  if (call->certain) {
+    zk_finish(call, code, "%s", message);
+  } else {
+    call->certain = true;
+    zk_check_portable(call, zk_key(call->path), call->run);
+  }
+}
+
+static void surroundings_seen(struct zk_call *call) {
+  struct walk *walk = call->data;
+  if (walk->found) {
+    is_in_the_way(call, KV_IS_DIR, "the key is a directory");
+  } else {
+    end_walk(call);
+    call->run(call);
+  }
 }
 
 static void ancestor_read(int result, const char *value, int size, const struct Stat *stat, const void *data) {
@@ -407,7 +424,7 @@ static void ancestor_read(int result, const char *value, int size, const struct 
   if (walk->failure != ZOK) {
     zk_fail(call, walk->failure);
   } else if (walk->found) {
-    zk_finish(call, KV_NOT_DIR, "a key stands where a directory is needed");
+    is_in_the_way(call, KV_NOT_DIR, "a key stands where a directory is needed");
   } else {
     walk->any = true;
     start_walk(walk);
@@ -419,7 +436,7 @@ void zk_check_portable(struct zk_call *call, kv_slice key, void (*run)(struct zk
   char *path = call->path;
   if (!walk) return;
   call->run = run;
-  if (!zk_sync(call->session)) {
+  if (!(call->certain ? zk_commit : zk_sync)(call->session)) {
     zk_finish(call, KV_UNAVAILABLE, "the request could not be sent");
     return;
   }
