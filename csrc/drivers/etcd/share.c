@@ -2,8 +2,8 @@
  * share.c - strong reads of keys that are asked for at once go together, as one transaction that only reads.
  *
  * A call of its own costs the server ten times what the read in it does. So what is asked for in one turn of the
- * reactor is one call, and only a few are out at a time on a connection: what comes meanwhile shares the next one. A key
- * that several ask for is read once. A read-only transaction is as strong as a read: the member asks the leader how
+ * reactor is one call, and only a few are out at a time on a connection: what comes meanwhile shares the next one.
+ * A key that several ask for is read once. A read-only transaction is as strong as a read: the member asks the leader how
  * far the log goes, and answers when it has come that far.
  *
  * One caller after the other never waits for anybody, and sends a plain read. So do all whose shared read was refused
@@ -56,9 +56,10 @@ static bool decode_shared(struct etcd_call *batch, kv_slice message) {
   etcd_see_cluster(etcd, reply.header.cluster);
   for (const struct kv_list *node = batch->members.next; node != &batch->members; node = node->next) {
     struct etcd_call *call = kv_list_of(struct etcd_call, wait, node);
+    const struct etcd_part *part = &reply.parts[call->part];
     struct etcd_range_reply range;
-    if (call->part >= reply.count || reply.parts[call->part].kind != ETCD_PART_RANGE) return false;
-    if (!etcd_read_range(reply.parts[call->part].message, &range, etcd_take_pair, call) || range.pairs > 1) return false;
+    if (call->part >= reply.count || part->kind != ETCD_PART_RANGE) return false;
+    if (!etcd_read_range(part->message, &range, etcd_take_pair, call) || range.pairs > 1) return false;
     call->op->result.revision = reply.header.revision;
   }
   etcd_note_read(etcd, message.size / reply.count);

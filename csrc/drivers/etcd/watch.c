@@ -21,6 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "../names.h"
 #include "etcd.h"
 
 #define HELD_MAX ((size_t)64 << 20) /* of all watchers together */
@@ -36,7 +37,7 @@ struct etcd_watcher {
   int64_t id;
   enum watcher_state state;
   struct pb_writer *held;     /* events of a revision that is not complete yet */
-  struct etcd_call *doubt;    /* asks whether the store went back in time */
+  struct etcd_call *doubt;    /* asks whether the store went back in time, or the entry went before it was watched */
 };
 
 /* ------------------------------------------------------------------ ids */
@@ -211,16 +212,20 @@ static void write_feed(struct etcd *etcd, const struct kv_feed *feed) {
                                         .key = etcd_slice(&key), .end = etcd_slice(&end), .from = feed->from});
 }
 
-/* A lock waiter: when the entry before ours goes away. */
+static kv_slice entry_ahead(const struct kv_place *place, struct etcd_lock_key *key) {
+  etcd_lock_key(place, key);
+  return (kv_slice){key->data, kv_append(key->data, key->prefix, sizeof key->data, place->ahead, strlen(place->ahead))};
+}
+
+/*
+ * A lock waiter: when the entry before ours goes away, from now on. A watch from the revision of our look would be told
+ * of nothing for up to 100 ms where other changes have come since: the server serves watches that are behind by a
+ * timer. created() looks whether the entry went in between.
+ */
 static void write_place(struct etcd *etcd, const struct kv_place *place) {
   struct etcd_lock_key key;
-  size_t size = strlen(place->ahead);
-  etcd_lock_key(place, &key);
-  if (size > sizeof key.data - key.prefix) size = sizeof key.data - key.prefix;
-  memcpy(key.data + key.prefix, place->ahead, size);
-  etcd_write_watch_create(&etcd->out, &(struct etcd_watch_create){.key = {key.data, key.prefix + size},
-                                                                  .from = place->ahead_revision,
-                                                                  .deletes_only = true});
+  etcd_write_watch_create(&etcd->out,
+                          &(struct etcd_watch_create){.key = entry_ahead(place, &key), .deletes_only = true});
 }
 
 static bool of_other_history(const struct etcd *etcd, const struct etcd_watcher *watcher) {
@@ -391,17 +396,32 @@ static void ended(struct etcd *etcd, struct etcd_watcher *watcher, const struct 
   if (stale) etcd_stream_cancel(&etcd->watches.stream);
 }
 
+/* Only called within doubt(), while the watcher is there. */
 static void encode_doubt(struct etcd_call *call, struct pb_writer *out) {
   const struct kv_feed *feed = call->watcher->feed;
   struct etcd_key key, end = {.size = 0};
+  struct etcd_lock_key entry;
+  if (!feed) {
+    kv_slice ahead = entry_ahead(call->watcher->call->op->place, &entry);
+    etcd_write_range(out, &(struct etcd_range){.key = ahead, .keys_only = true});
+    return;
+  }
   range_of(call->etcd, feed, &key, &end);
   etcd_write_range(out, &(struct etcd_range){
                           .key = etcd_slice(&key), .end = etcd_slice(&end), .limit = 1, .keys_only = true});
 }
 
+/* The entry's name may be used again, behind ours: then the one that we wait for is gone. */
+static bool see_entry(void *context, const struct etcd_pair *pair) {
+  struct etcd_call *call = context;
+  const struct etcd_watcher *watcher = call->watcher;
+  if (watcher && watcher->call) call->succeeded = pair->created < watcher->call->op->place->ahead_revision;
+  return true;
+}
+
 static bool decode_doubt(struct etcd_call *call, kv_slice message) {
   struct etcd_range_reply reply;
-  if (!etcd_read_range(message, &reply, NULL, NULL)) return false;
+  if (!etcd_read_range(message, &reply, see_entry, call)) return false;
   call->revision = reply.header.revision;
   return true;
 }
@@ -411,11 +431,16 @@ static void doubt_done(struct etcd_call *call) {
   struct etcd *etcd = call->etcd;
   struct etcd_watcher *watcher = call->watcher;
   uint64_t revision = call->revision;
+  bool is_there = call->succeeded;
   call->watcher = NULL;
   etcd_finish(call, KV_OK, NULL);
   if (!watcher) return;
   watcher->doubt = NULL;
-  if (revision + 1 < watcher->feed->from)
+  if (watcher->call && !is_there)
+    lose_open(etcd, watcher, KV_OK, "");
+  else if (watcher->call)
+    return; /* its end will be told */
+  else if (revision + 1 < watcher->feed->from)
     lose_open(etcd, watcher, KV_COMPACTED, other_history);
   else
     kv_etcd->feed_connected(watcher->feed, true);
@@ -429,11 +454,12 @@ static bool doubt_refused(struct etcd_call *call, int status, const char *messag
   etcd_finish(call, KV_OK, NULL);
   if (!watcher) return true;
   watcher->doubt = NULL;
-  lose_open(etcd, watcher, KV_UNAVAILABLE, message);
+  lose_open(etcd, watcher, watcher->call ? etcd_code(status, message, false) : KV_UNAVAILABLE, message);
   return true;
 }
 
-static const struct etcd_exchange ask_revision = {.path = "/etcdserverpb.KV/Range", .encode = encode_doubt,
+static const struct etcd_exchange ask_revision = {.path = "/etcdserverpb.KV/Range", .urgent = true,
+                                                  .encode = encode_doubt,
                                                   .decode = decode_doubt, .done = doubt_done, .refused = doubt_refused};
 
 static void doubt(struct etcd *etcd, struct etcd_watcher *watcher) {
@@ -467,6 +493,8 @@ static bool created(struct etcd *etcd, const struct etcd_watch_reply *reply) {
   if (of_other_history(etcd, watcher))
     lose_open(etcd, watcher, KV_COMPACTED, other_history);
   else if (watcher->feed && reply->header.revision + 1 < watcher->feed->from)
+    doubt(etcd, watcher);
+  else if (watcher->call && reply->header.revision >= watcher->call->op->place->ahead_revision)
     doubt(etcd, watcher);
   else if (watcher->feed)
     kv_etcd->feed_connected(watcher->feed, true);
