@@ -10,17 +10,20 @@ local KNOWN = {"local", "etcd", "etcd2", "consul", "zookeeper"}
 local BY_SCHEME = {zk = "zookeeper", zks = "zookeeper"}
 local SCHEMES = {zookeeper = "zk"} -- of those that are not called as their drivers are
 
--- The places where a module would be looked for.
+local NO_DESCRIPTORS = {[23] = true, [24] = true} -- ENFILE, EMFILE: then nothing can be found
+
+-- Look in the places where a module would be looked for. When it cannot be told: nil, and why not.
 local function is_there(module)
   if package.preload[module] or package.loaded[module] then return true end
   local separator = package.config:sub(1, 1)
   local name = module:gsub("%.", separator)
   for template in (package.cpath .. ";" .. package.path):gmatch("[^;]+") do
-    local file = io.open((template:gsub("%?", (name:gsub("%%", "%%%%")))), "rb")
+    local file, problem, number = io.open((template:gsub("%?", (name:gsub("%%", "%%%%")))), "rb")
     if file then
       file:close()
       return true
     end
+    if NO_DESCRIPTORS[number] then return nil, problem end
   end
   return false
 end
@@ -48,7 +51,9 @@ end
 
 local function load_driver(name)
   local module = "kv.driver." .. name
-  if not is_there(module) then return nil end
+  local found, problem = is_there(module)
+  if found == nil then return nil, problem, "failed" end
+  if not found then return nil end
   local ok, address = pcall(require, module)
   if not ok then
     package.loaded[module] = nil -- 5.1 would not try again
@@ -66,17 +71,17 @@ end
 function drivers.need(url)
   local scheme = url:match("^(%a[%w+.-]*):")
   if not scheme or core.known(scheme) then return true end
-  local problem
+  local problem, code
   if scheme:find("^%w+$") then
     local tried = {BY_SCHEME[scheme] or scheme, not BY_SCHEME[scheme] and scheme:match("^(.+)s$") or nil}
     for _, name in ipairs(tried) do
-      local done, message = load_driver(name)
+      local done, message, its_code = load_driver(name)
       if done and core.known(scheme) then return true end
-      problem = problem or message
+      if message and not problem then problem, code = message, its_code end
     end
   end
   if problem then
-    return nil, ("kv.open: the driver for %s: cannot be loaded: %s"):format(scheme, problem), "unsupported"
+    return nil, ("kv.open: the driver for %s: cannot be loaded: %s"):format(scheme, problem), code or "unsupported"
   end
   if url:find("^[%w.-]+:%d+$") or url:find("^[%w.-]+:%d+[/,]") then -- a host and its port
     return nil, "invalid URL: it must begin with a scheme, as in etcd://" .. url, "invalid"

@@ -108,6 +108,32 @@ describe("kv.open", function()
     assert.is_truthy(message:find("local:", 1, true), message) -- schemes, not drivers' names
   end)
 
+  it("says that there are no descriptors left, and works when there are", function()
+    local folder = util.folder()
+    util.write(folder .. "/program.lua", [[
+      local kv, files = require("kv"), {}
+      repeat
+        local file = io.open("/dev/null")
+        files[#files + 1] = file
+      until not file
+      local store, message, code = kv.open(arg[1])
+      print(store, message, code)
+      print((pcall(kv.run, function() return kv.sleep(0.001) end)))
+      for _, file in ipairs(files) do file:close() end
+      store = assert(kv.open(arg[1]))
+      print(kv.run(function() return assert(store:put("key", "v")).value end))
+      store:close()
+    ]])
+    local process = assert(native.spawn{"sh", "-c", 'ulimit -n 40 && exec "$0" "$@"', util.interpreter(),
+      folder .. "/program.lua", "local:" .. folder .. "/store", stdout = folder .. "/out", stderr = folder .. "/out"})
+    local how, status = process:wait(30)
+    local text = util.read(folder .. "/out")
+    assert.same({"exit", 0}, {how, status}, text)
+    local opened, ran, value = text:match("^(.-)\n(.-)\n(.-)\n$")
+    assert.is_truthy(opened:find("^nil\t.*Too many open files\tfailed$"), text)
+    assert.same({"false", "v"}, {ran, value}, text)
+  end)
+
   it("answers invalid for what can never be", function()
     for _, opts in ipairs{{timeout = -1}, {timeout = 0}, {timeout = 0 / 0}, {consistency = "weak"}, {sync = "half"},
       {prefix = "a/../b"}, {prefix = ".kv"}, {map_size = 0}, {map_size = 1.5}, {codec = "yaml"}} do
