@@ -307,6 +307,17 @@ for _, case in ipairs(BACKENDS) do
         end)
       end)
 
+      it("delete_tree takes what a follower has put", function()
+        local follower, store = follower_and_leader("")
+        on_a_busy_machine(function(_, refused)
+          local pair = follower:put("tree/key", "v")
+          if pair and store:delete_tree("tree") then
+            local left, message = follower:get("tree/key")
+            refused("delete_tree", not message, not left)
+          end
+        end)
+      end)
+
       it("in portable mode a key that a follower has deleted is in nobody's way", function()
         local follower, store = follower_and_leader("?portable=true")
         on_a_busy_machine(function(_, refused)

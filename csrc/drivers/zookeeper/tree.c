@@ -189,11 +189,15 @@ static void climb(struct zk_call *call) {
   else zk_sent(call, zoo_aexists(call->session->handle, walk->ancestor, 0, climbed, call));
 }
 
+static bool is_strong(const struct zk_call *call) {
+  return call->certain || !(call->op->flags & KV_FAST);
+}
+
 static void root_has(int result, const struct String_vector *names, const struct Stat *stat, const void *data) {
   struct zk_call *call = zk_answered(data);
   if (!call) return;
   struct walk *walk = call->data;
-  result = zk_behind_sync(call, !(call->op->flags & KV_FAST), result);
+  result = zk_behind_sync(call, is_strong(call), result);
   if (result == ZNONODE) {
     climb(call);
     return;
@@ -211,7 +215,7 @@ static void root_has(int result, const struct String_vector *names, const struct
 
 static void start_walk(struct walk *walk) {
   struct zk_call *call = walk->call;
-  if (!(call->op->flags & KV_FAST) && !zk_sync(call->session)) {
+  if (is_strong(call) && !(call->certain ? zk_commit : zk_sync)(call->session)) {
     zk_finish(call, KV_UNAVAILABLE, "the request could not be sent");
     return;
   }
@@ -373,7 +377,9 @@ static void delete_done(struct zk_call *call) {
   delete_more(walk);
 }
 
+/* What it does not see it leaves. */
 static void delete_go(struct zk_call *call) {
+  call->certain = true;
   struct walk *walk = new_walk(call, call->op->key, delete_done);
   if (walk) start_walk(walk);
 }
