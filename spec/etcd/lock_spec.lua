@@ -26,19 +26,18 @@ describe("a lock on etcd that is let go before its waiter watches", function()
     proxy:stop()
   end)
 
-  -- Two are in line: the waiter's look is on its way back to it.
-  local function in_line(name)
-    util.eventually_task(kv, function()
-      local _, count = server:ctl("get", ".kv/lock/app%2F" .. name, "--prefix", "--keys-only"):gsub("%.kv/lock", "")
-      return count == 2
-    end, "both are in line", PATIENCE)
+  -- fn() makes a waiter, which comes (one call of the server) and looks who is before it (another one).
+  local function looked(fn)
+    local before = server:kv_calls()
+    local waiter = kv.spawn(fn)
+    util.eventually_task(kv, function() return server:kv_calls() >= before + 2 end, "it has looked", PATIENCE)
+    return waiter
   end
 
   it("is given to it", function()
     kv.run(function()
       local held, lock = assert(assert(near:lock("one")):acquire(1)), assert(far:lock("one", {ttl = 60}))
-      local waiter = kv.spawn(function() return lock:acquire(PATIENCE) end)
-      in_line("one")
+      local waiter = looked(function() return lock:acquire(PATIENCE) end)
       assert(held:release())
       assert.equal(lock, (assert(waiter:join(PATIENCE * 2))))
     end)
@@ -47,8 +46,7 @@ describe("a lock on etcd that is let go before its waiter watches", function()
   it("is given to it when the entry before is there again, behind it", function()
     kv.run(function()
       local held, lock = assert(assert(near:lock("two", {ttl = 60})):acquire(1)), assert(far:lock("two", {ttl = 60}))
-      local waiter = kv.spawn(function() return lock:acquire(PATIENCE) end)
-      in_line("two")
+      local waiter = looked(function() return lock:acquire(PATIENCE) end)
       assert(held:release())
       local next_one = kv.spawn(function() return held:acquire(PATIENCE * 2) end)
       assert.equal(lock, (assert(waiter:join(PATIENCE * 2))))

@@ -1,6 +1,5 @@
 --- Strong reads that are asked for at once go together: it must show in nothing but the number of calls.
 local kv = require("kv")
-local native = require("spec.native")
 local proxies = require("spec.support.proxy")
 local servers = require("spec.support.servers")
 local util = require("spec.support.util")
@@ -30,20 +29,10 @@ describe("etcd, many reads at once", function()
     store:close()
   end)
 
-  -- How many calls of the service KV the server has taken.
-  local function calls()
-    local answer = native.exchange(server.port, "GET /metrics HTTP/1.0\r\nHost: kv\r\n\r\n", 5) or ""
-    local count = 0
-    for line in answer:gmatch("grpc_server_started_total{([^\n]*)") do
-      if line:find('grpc_service="etcdserverpb.KV"', 1, true) then count = count + tonumber(line:match("} (%S+)")) end
-    end
-    return count
-  end
-
   it("give each caller what is there, by far fewer calls", function()
     local put = {}
     for i = 1, COUNT, 2 do put[i] = assert(store:put(key(i), "v" .. i)) end
-    local before = calls()
+    local before = server:kv_calls()
     local revision = put[COUNT - 1].revision
     for _ = 1, 5 do
       for i, result in ipairs(at_once(function(i) return store:get(key(i)) end)) do
@@ -57,16 +46,16 @@ describe("etcd, many reads at once", function()
     for i, result in ipairs(at_once(function(i) return store:get(key(i), {consistency = "fast"}) end)) do
       assert.same(put[i], result[1])
     end
-    local shared = calls() - before - COUNT -- fast ones are no part of it
+    local shared = server:kv_calls() - before - COUNT -- fast ones are no part of it
     assert.is_true(shared >= 6 and shared < COUNT * 6 / 4, shared .. " calls")
     assert.equal(revision, assert(store:get(key(COUNT - 1))).revision)
   end)
 
   it("one after the other are calls of their own", function()
     assert(store:put("key", "v"))
-    local before = calls()
+    local before = server:kv_calls()
     for _ = 1, 20 do assert(store:get("key")) end
-    assert.equal(20, calls() - before)
+    assert.equal(20, server:kv_calls() - before)
   end)
 
   it("one key that all ask for is never older than what was written before", function()

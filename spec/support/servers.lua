@@ -154,6 +154,16 @@ function Etcd:stop()
   util.remove(self.folder)
 end
 
+--- How many calls of the service KV it has taken: reads, writes and transactions of the v3 API.
+function Etcd:kv_calls()
+  local answer = assert(native.exchange(self.port, "GET /metrics HTTP/1.0\r\nHost: kv\r\n\r\n", START_SECONDS))
+  local count = 0
+  for line in answer:gmatch("grpc_server_started_total{([^\n]*)") do
+    if line:find('grpc_service="etcdserverpb.KV"', 1, true) then count = count + tonumber(line:match("} (%S+)")) end
+  end
+  return count
+end
+
 --- The URL of this member; `rest` is what follows the port.
 function Etcd:url(rest, user)
   local scheme = self.certificates and "etcds" or "etcd"
