@@ -143,6 +143,9 @@ static void link_ready(struct kv_io *io, unsigned events) {
   int result = zookeeper_process(session->handle, wanted);
   for (int i = 0; i < MESSAGES_A_TURN && result == ZOK && (events & KV_IO_READ); i++)
     result = zookeeper_process(session->handle, ZOOKEEPER_READ);
+  /* The server can begin while answers are handed out. Reads of this turn cannot share a sync that has left. */
+  zk_link_cork(session, false);
+  session->synced = false;
   zk_session_check(session);
   zk_wake(session); /* what the library waits for may be something else now */
 }
