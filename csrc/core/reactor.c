@@ -13,7 +13,8 @@
  * meanwhile. Who has it says `owner`; it changes under the lock, so all that the reactor owns is seen by whoever comes
  * next. After an answer the reactor lies IDLE for the next question, which usually comes within microseconds; the
  * thread looks every LOAN_CHECK whether it still does, and takes the reactor back when not. A wait that gets long gives
- * it back by itself, so an idle process has no wake-ups of this.
+ * it back by itself, so an idle process has no wake-ups of this. The turn that brought the answer may be left at that:
+ * whoever runs the next one ends it first.
  */
 #include "queue.h"
 #include "poller.h"
@@ -31,7 +32,8 @@
 #define LOAN_CHECK (2 * KV_SECOND / 1000)
 #define LOAN_PATIENCE (5 * KV_SECOND / 1000) /* a borrower waits no longer than this in one go */
 #define LOAN_HOT (KV_SECOND / 1000)          /* who waits again within this time may borrow */
-#define LOAN_RELUCTANCE 32                   /* waits in the common way after a loan that brought no answer */
+#define LOAN_FRUITLESS 3                     /* so many waits in a row may end by their own time */
+#define LOAN_RELUCTANCE 32                   /* waits in the common way after a loan that was in vain */
 
 enum owner { OWNER_THREAD, OWNER_BORROWER, OWNER_IDLE };
 
@@ -40,6 +42,7 @@ struct reactor {
   struct kv_io wake; /* an eventfd */
   struct kv_timer_heap timers;
   struct kv_task *deferred, **deferred_end;
+  bool left; /* the last turn has not ended: what was deferred is to be done */
   int64_t now;
   /* A removed kv_io may still stand in the events of this turn: they are compared with `removed` by generation. */
   struct kv_poller_event events[TURN_EVENTS];
@@ -247,9 +250,33 @@ static void reactor_free(struct reactor *reactor) {
 
 enum turn_end { TURN_DONE, TURN_INTERRUPTED, TURN_STOP };
 
-/* One turn, which sleeps until `limit` at the latest. */
-static enum turn_end turn(struct reactor *reactor, int64_t limit) {
+/* What the caller of a turn waits for; the thread waits for nothing. */
+struct waiter {
+  bool (*waiting)(void *argument);
+  void *argument;
+};
+
+static bool has_it(const struct waiter *waiter) {
+  return waiter && !waiter->waiting(waiter->argument);
+}
+
+static void end_turn(struct reactor *reactor) {
+  reactor->left = false;
+  kv_replies_hold();
+  run_deferred(reactor);
+  kv_replies_release();
+}
+
+/* One turn, which sleeps until `limit` at the latest. Answers go out before its end: what was deferred sends requests,
+ * and those who serve them may well run in our place then. A borrower who has what he waits for does not even wait for
+ * that: his next turn, or the thread's, begins with the end of this one. */
+static enum turn_end turn(struct reactor *reactor, int64_t limit, const struct waiter *waiter) {
   bool stop;
+  if (reactor->left) {
+    reactor->now = kv_clock();
+    end_turn(reactor);
+    if (has_it(waiter)) return TURN_DONE;
+  }
   int64_t until = sleep_until(reactor, &stop);
   if (stop) return TURN_STOP;
   int count = kv_poller_wait(reactor->poller, reactor->events, TURN_EVENTS, until < limit ? until : limit);
@@ -262,8 +289,9 @@ static enum turn_end turn(struct reactor *reactor, int64_t limit) {
   run_events(reactor);
   run_posted(reactor);
   run_timers(reactor);
-  run_deferred(reactor);
   kv_replies_release();
+  reactor->left = reactor->deferred && has_it(waiter);
+  if (reactor->deferred && !reactor->left) end_turn(reactor);
   return count < 0 ? TURN_INTERRUPTED : TURN_DONE;
 }
 
@@ -300,7 +328,7 @@ static void lend(struct reactor *reactor) {
 static void *reactor_main(void *argument) {
   struct reactor *reactor = argument;
   self = reactor;
-  while (turn(reactor, KV_NEVER) != TURN_STOP)
+  while (turn(reactor, KV_NEVER, NULL) != TURN_STOP)
     if (reactor->lend) lend(reactor);
   self = NULL;
   reactor_free(reactor);
@@ -447,8 +475,8 @@ static void give_back(struct reactor *reactor, bool for_good) {
   pthread_mutex_unlock(&reactor->lock);
 }
 
-/* Not again soon: the last loan was in vain. */
-static _Thread_local unsigned reluctance;
+static _Thread_local unsigned reluctance; /* not again soon: the last loan was in vain */
+static _Thread_local unsigned fruitless;  /* loans without an answer since the last with one */
 
 int kv_reactor_run_while(bool (*waiting)(void *argument), void *argument, int64_t deadline) {
   int64_t now = kv_clock();
@@ -459,13 +487,18 @@ int kv_reactor_run_while(bool (*waiting)(void *argument), void *argument, int64_
   self = reactor;
   reactor->lend = false;
   int64_t limit = now + LOAN_PATIENCE < deadline ? now + LOAN_PATIENCE : deadline;
+  struct waiter waiter = {waiting, argument};
   enum turn_end end = TURN_DONE;
   while (end == TURN_DONE && waiting(argument) && !atomic_load(&bound_backends) && kv_clock() < limit)
-    end = turn(reactor, limit);
-  bool answered = !waiting(argument);
-  if (!answered) reluctance = LOAN_RELUCTANCE;
-  give_back(reactor, !answered || atomic_load(&bound_backends));
-  return end == TURN_INTERRUPTED && !answered ? -1 : answered;
+    end = turn(reactor, limit, &waiter);
+  bool answered = !waiting(argument), interrupted = end == TURN_INTERRUPTED && !answered;
+  /* A short sleep between two questions is no reason to give it back; one after the other is. */
+  fruitless = answered ? 0 : fruitless + 1;
+  bool vain = !answered && (limit != deadline || fruitless > LOAN_FRUITLESS);
+  if (vain) reluctance = LOAN_RELUCTANCE;
+  else waited_at = kv_clock();
+  give_back(reactor, vain || interrupted || atomic_load(&bound_backends));
+  return interrupted ? -1 : answered;
 }
 
 void kv_reactor_waited(void) {

@@ -13,19 +13,26 @@
 #include "core/core.h"
 #include "drivers/driver.h"
 
-/* ------------------------------------------------------------------ a driver: "a" is answered at once, "late" in 3 ms,
- * "never" never */
+/* ------------------------------------------------------------------ a driver: "a" is answered at once, "defer" too, but
+ * something is left to do then, "late" in 3 ms, "never" never */
 
 static const struct kv_host *host;
 static _Thread_local char here; /* its address tells threads apart */
 static _Atomic(const char *) asked_in;
+static atomic_uint done_later;
 
 struct state {
   struct kv_backend *backend;
   struct kv_op *held; /* linked by next */
   struct kv_timer timer;
   struct kv_op *late;
+  struct kv_task task;
 };
+
+static void do_later(struct kv_task *task) {
+  (void)task;
+  atomic_fetch_add(&done_later, 1);
+}
 
 static void answer_late(struct kv_timer *timer) {
   struct state *state = timer->data;
@@ -43,6 +50,7 @@ static void *driver_create(struct kv_backend *backend, const struct kv_config *c
   state->backend = backend;
   state->timer.fire = answer_late;
   state->timer.data = state;
+  state->task.run = do_later;
   return state;
 }
 
@@ -50,6 +58,9 @@ static void driver_start(void *data, struct kv_op *op) {
   struct state *state = data;
   atomic_store(&asked_in, &here);
   if (op->key.size == 1) {
+    host->finish(op, KV_OK, NULL);
+  } else if (strncmp(op->key.data, "defer", op->key.size) == 0) {
+    host->defer(&state->task);
     host->finish(op, KV_OK, NULL);
   } else if (op->key.size == 4) {
     op->next = state->late;
@@ -174,6 +185,45 @@ TEST(what_nobody_waits_for_is_done_all_the_same) {
     CHECK_EQ(next_code(queue), i % 2 ? KV_OK : KV_TIMEOUT);
     CHECK(atomic_load(&asked_in) != &here);
   }
+  end_store(store);
+  kv_queue_free(queue);
+}
+
+static bool comes_to(unsigned count) {
+  int64_t until = kv_clock() + 10 * KV_SECOND;
+  while (atomic_load(&done_later) < count && kv_clock() < until) nanosleep(&(struct timespec){0, 100000}, NULL);
+  return atomic_load(&done_later) == count;
+}
+
+TEST(what_an_answer_leaves_to_do_is_done) {
+  kv_queue *queue = kv_queue_new(NULL);
+  kv_store *store = open_store("moving://here");
+  atomic_store(&done_later, 0);
+  for (unsigned i = 1; i <= 20; i++) {
+    CHECK(becomes_ours(store, queue));
+    CHECK_EQ(ask(store, queue, "defer", 5), KV_OK);
+    if (i % 2) CHECK_EQ(ask(store, queue, "a", 5), KV_OK); /* by the next turn, else by the thread */
+    CHECK(comes_to(i));
+  }
+  /* One answer after the other does not keep it from being done. */
+  CHECK(becomes_ours(store, queue));
+  for (unsigned i = 0; i < 1000; i++) {
+    CHECK_EQ(ask(store, queue, "defer", 5), KV_OK);
+    CHECK(atomic_load(&done_later) + 2 >= 20 + i / 2);
+  }
+  end_store(store);
+  kv_queue_free(queue);
+}
+
+TEST(short_sleeps_between_questions_keep_it) {
+  kv_queue *queue = kv_queue_new(NULL);
+  kv_store *store = open_store("moving://here");
+  int ours = 0;
+  for (int i = 0; i < 2000 && ours < 10; i++) {
+    ours = ask(store, queue, "a", 5) == KV_OK && atomic_load(&asked_in) == &here ? ours + 1 : 0;
+    CHECK_EQ(kv_queue_wait(queue, 0.001), 0);
+  }
+  CHECK_EQ(ours, 10);
   end_store(store);
   kv_queue_free(queue);
 }
