@@ -279,7 +279,8 @@ describe("OpenResty", function()
   end)
 
   it("loses no request when it is reloaded under load", function()
-    local stop, loads = server.folder .. "/stop", {}
+    assert.equal("up", server:body("/up"))
+    local old, stop, loads = server:workers(), server.folder .. "/stop", {}
     -- The load goes on until the new worker has its part of it.
     for i = 1, 2 do
       local url = ("http://127.0.0.1:%d/who?key=load%d&value=[1-50]"):format(server.port, i)
@@ -291,7 +292,6 @@ describe("OpenResty", function()
     local function served_by(load, pid)
       return (util.read(load.out) or ""):find(pid .. "\n", 1, true) ~= nil
     end
-    local old = server:workers()
     for _, load in ipairs(loads) do
       util.eventually(function() return served_by(load, old[1]) end, "the load has begun")
     end
@@ -373,8 +373,20 @@ describe("OpenResty, elsewhere:", function()
       assert(watch:next(10))
       ngx.print(assert(store:get("key")).value)
     } }]]):format("/tmp")}
-    for _ = 1, 10 do assert.equal("v", server:body("/round")) end
+    assert.equal("up", server:body("/up"))
     assert.equal(1, #server:workers())
+    -- Each request had a store of its own, and a watch that it forgot; not one is left.
+    local folder = "/proc/" .. server:workers()[1] .. "/"
+    local function count(what)
+      local entries = 0
+      for _ in require("lfs").dir(folder .. what) do entries = entries + 1 end
+      return entries
+    end
+    local descriptors, threads = count("fd"), count("task")
+    for _ = 1, 30 do assert.equal("v", server:body("/round")) end
+    util.eventually(function()
+      return count("fd") <= descriptors and count("task") <= threads
+    end, "all is given back", 60)
     assert.is_falsy(server:errors():find("exited on signal", 1, true), server:errors())
   end)
 

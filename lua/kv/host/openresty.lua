@@ -46,6 +46,7 @@ local running = false                             -- there is a dispatcher
 local watched = false                             -- the timer that looks is there
 local used = false                                -- since it looked
 local idle = false                                -- the dispatcher may end
+local swept = false                               -- garbage was collected since it was used
 local leaving                                     -- when the worker was told to end, or nil
 local collected                                   -- when the dead were last looked for while leaving
 local told = false                                -- of the socket that cannot be had
@@ -58,15 +59,22 @@ end
 
 -- ------------------------------------------------------------------ the end of a worker
 
-local look_again
+local look_again, sweep
 
 local function look(premature)
   watched = false
   if premature then
     leaving = core.clock()
   elseif used or next(sleepers) ~= nil or scheduler.has_watches() or scheduler.has_guards() then
+    local rests = not used and next(sleepers) == nil
     used = false
-    return look_again()
+    look_again()
+    -- Watches that nobody has any more may be what holds it: nothing else collects garbage in a request's own state.
+    if rests and not swept then
+      swept = true
+      sweep()
+    end
+    return
   else
     idle = true
   end
@@ -96,7 +104,7 @@ end
 local sweeping = false
 
 -- Two whole cycles: what has a finalizer is found in the first one, and gone after it. Others have their turns.
-local function sweep()
+function sweep()
   for _ = 1, 2 do
     while not leaving and not collectgarbage("step", STEP) do ngx.sleep(PAUSE) end
   end
@@ -196,7 +204,7 @@ end
 
 --- Something is to be dispatched from now on.
 function host.listen()
-  used, idle = true, false
+  used, idle, swept = true, false, false
   look_again()
   return start()
 end
