@@ -48,9 +48,9 @@ static const kv_request keep_alive = {.flags = KV_KEEP_ALIVE};
 TEST(a_lease_is_renewed_until_it_is_given_back) {
   for (int i = 0; i < 2; i++) {
     kv_store *store = fresh(urls[i]);
-    kv_lease *lease = open_lease(store, 0.4);
+    kv_lease *lease = open_lease(store, 1.2);
     CHECK(kv_lease_alive(lease));
-    CHECK(kv_lease_ttl(lease) == 0.4);
+    CHECK(kv_lease_ttl(lease) == 1.2);
     CHECK_EQ(put(store, "a", (kv_request){.lease = lease}), KV_OK);
     CHECK_EQ(put(store, "b", (kv_request){.lease = lease}), KV_OK);
     WAIT_FOR(steps(KV_LEASE_RENEW) >= 6); /* twice its time */
@@ -93,7 +93,7 @@ TEST(a_lease_that_the_server_took_away_is_lost) {
 TEST(a_lease_that_cannot_be_renewed_is_lost_at_its_deadline) {
   for (int i = 0; i < 2; i++) {
     kv_store *store = fresh(urls[i]);
-    kv_lease *lease = open_lease(store, 0.4);
+    kv_lease *lease = open_lease(store, 1.2);
     int64_t before = kv_clock();
     wait_lost(lease);
     server_away(true);
@@ -103,7 +103,7 @@ TEST(a_lease_that_cannot_be_renewed_is_lost_at_its_deadline) {
     CHECK(strstr(kv_reply_message(reply), "not renewed in time"));
     kv_reply_free(reply);
     CHECK(!kv_lease_alive(lease));
-    CHECK(kv_clock() - before < KV_SECOND * 6 / 10);
+    CHECK(kv_clock() - before < KV_SECOND * 18 / 10);
     server_away(false);
     WAIT_FOR(leases_there() == 0);
     kv_lease_free(lease);
@@ -179,12 +179,12 @@ TEST(a_close_without_an_answer_is_unknown_and_goes_on) {
 TEST(a_lease_outlives_its_handle_until_the_store_closes) {
   for (int i = 0; i < 2; i++) {
     kv_store *store = fresh(urls[i]);
-    kv_lease *lease = open_lease(store, 0.3);
+    kv_lease *lease = open_lease(store, 1.2);
     CHECK_EQ(put(store, "a", (kv_request){.lease = lease}), KV_OK);
     kv_lease_free(lease);
     WAIT_FOR(steps(KV_LEASE_RENEW) >= 4);
     CHECK_EQ(keys_there(), 1);
-    lease = open_lease(store, 0.3);
+    lease = open_lease(store, 1.2);
     close_store(store);
     CHECK_EQ(keys_there(), 0);
     CHECK(!kv_lease_alive(lease));
@@ -234,7 +234,7 @@ TEST(a_session_that_ended_unknown_to_us_is_made_again) {
 TEST(a_session_that_is_lost_is_made_again) {
   for (int i = 0; i < 2; i++) {
     reset_server();
-    kv_store *store = open_at(i ? "lockthread://here?session_ttl=0.3" : "lockfake://here?session_ttl=0.3");
+    kv_store *store = open_at(i ? "lockthread://here?session_ttl=1.2" : "lockfake://here?session_ttl=1.2");
     CHECK_EQ(put(store, "a", keep_alive), KV_OK);
     for (int n = 0; n < 4; n++) {
       int before = steps(KV_LEASE_RENEW);
