@@ -7,6 +7,7 @@
  * spec.native.
  */
 #include <arpa/inet.h>
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/in.h>
@@ -14,6 +15,7 @@
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -115,12 +117,44 @@ static int process_wait(lua_State *L) {
   return 2;
 }
 
+/* The state of a thread, as the system shows it: T is stopped. '\0': it is gone. */
+static char thread_state(pid_t pid, const char *thread) {
+  char path[320], text[256];
+  snprintf(path, sizeof path, "/proc/%d/task/%s/stat", (int)pid, thread);
+  FILE *file = fopen(path, "re");
+  if (!file) return '\0';
+  size_t size = fread(text, 1, sizeof text - 1, file);
+  fclose(file);
+  text[size] = '\0';
+  const char *behind_name = strrchr(text, ')');
+  return behind_name && behind_name[1] == ' ' ? behind_name[2] : '\0';
+}
+
+static bool all_stopped(pid_t pid) {
+  char path[40];
+  bool stopped = true;
+  snprintf(path, sizeof path, "/proc/%d/task", (int)pid);
+  DIR *threads = opendir(path);
+  if (!threads) return true;
+  for (const struct dirent *entry; stopped && (entry = readdir(threads));) {
+    char state = entry->d_name[0] == '.' ? '\0' : thread_state(pid, entry->d_name);
+    stopped = !state || strchr("TtZX", state);
+  }
+  closedir(threads);
+  return stopped;
+}
+
+/* process:kill([signal]) -> was it running? After "STOP" it stands still: the signal alone begins to work when one of
+ * its threads gets a processor, and the others go on until then. */
 static int process_kill(lua_State *L) {
   static const char *const names[] = {"TERM", "KILL", "STOP", "CONT", "INT", "HUP", "USR1", "QUIT", NULL};
   static const int numbers[] = {SIGTERM, SIGKILL, SIGSTOP, SIGCONT, SIGINT, SIGHUP, SIGUSR1, SIGQUIT};
   struct process *process = process_of(L);
   int number = numbers[luaL_checkoption(L, 2, "TERM", names)];
-  lua_pushboolean(L, !process_ended(process, 0) && kill(process->pid, number) == 0);
+  bool sent = !process_ended(process, 0) && kill(process->pid, number) == 0;
+  while (sent && number == SIGSTOP && !all_stopped(process->pid))
+    nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+  lua_pushboolean(L, sent);
   return 1;
 }
 
