@@ -149,7 +149,12 @@ local function step()
   if not ok then host.complain(problem) end
 end
 
+-- A step hands out so many answers and no more: what is left has rung already.
 local function rest(sock)
+  if scheduler.due_in() == 0 then
+    ngx.sleep(PAUSE)
+    return true
+  end
   if leaving or not sock then return ngx.sleep(leaving and LEAVING or POLL) end
   local got, message = sock:receiveany(64)
   if got or message == "timeout" then return true end
