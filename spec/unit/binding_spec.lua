@@ -51,6 +51,13 @@ describe("another copy of the core in the same state", function()
 end)
 
 describe("every function of the core", function()
+  -- What was taken for the folder of a socket was made.
+  teardown(function()
+    for _, value in ipairs(odd_values()) do
+      if type(value) == "number" or value == "text" then os.remove(tostring(value)) end
+    end
+  end)
+
   it("takes odd values without harm", function()
     for _, name in ipairs(functions) do
       if not left_out[name] then
