@@ -298,7 +298,6 @@ void etcd_probe(struct etcd_link *link);
 /* What a get answers, also when it was read by another call. */
 extern const struct etcd_exchange kv_etcd_get;
 bool etcd_take_pair(void *call, const struct etcd_pair *pair);
-void etcd_answer_get(struct etcd_call *call);
 
 /* share.c */
 void etcd_share_get(struct etcd_call *call);

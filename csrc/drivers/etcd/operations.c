@@ -53,10 +53,6 @@ static bool decode_get(struct etcd_call *call, kv_slice message) {
   return reply.pairs <= 1;
 }
 
-void etcd_answer_get(struct etcd_call *call) {
-  done_ok(call);
-}
-
 const struct etcd_exchange kv_etcd_get = {
   .path = "/etcdserverpb.KV/Range", .counted = true, .encode = encode_get, .decode = decode_get, .done = done_ok};
 static const struct etcd_exchange get_fast = {

@@ -69,7 +69,7 @@ static bool decode_shared(struct etcd_call *batch, kv_slice message) {
 /* Giving one his answer may end others. */
 static void shared_done(struct etcd_call *batch) {
   struct etcd_call *call;
-  while ((call = first_of(&batch->members))) etcd_answer_get(call);
+  while ((call = first_of(&batch->members))) kv_etcd_get.done(call);
   etcd_finish(batch, KV_OK, NULL);
 }
 
