@@ -7,6 +7,7 @@
 --    lua between.lua SERVER_PORT PATTERN COUNT lose|end
 --
 -- It prints its port.
+local serving = require("spec.support.serving")
 local socket = require("socket")
 
 local target, pattern, left, what = tonumber(arg[1]), arg[2], tonumber(arg[3]), arg[4]
@@ -56,23 +57,4 @@ local function serve(client)
   return true
 end
 
-local _, port = server:getsockname()
-print(port)
-io.stdout:flush()
-
-local sockets = {server}
-while true do
-  for _, ready in ipairs((socket.select(sockets))) do
-    if ready == server then
-      local client = server:accept()
-      client:settimeout(5)
-      client:setoption("tcp-nodelay", true)
-      sockets[#sockets + 1] = client
-    elseif not serve(ready) then
-      ready:close()
-      for i, one in ipairs(sockets) do
-        if one == ready then table.remove(sockets, i) end
-      end
-    end
-  end
-end
+serving(server, serve)

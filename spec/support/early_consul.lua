@@ -2,6 +2,7 @@
 -- port. `/tell/INDEX/KEYS` says what it answers from then on, for example `/tell/7/a=5,b=6`: the index, and keys with
 -- the index that each was written at; its answer is the number of queries so far. `/tell/INDEX/KEYS/filtered`: it says,
 -- as servers since 1.11 do, that there is more that may not be read. It ends when it is killed.
+local serving = require("spec.support.serving")
 local socket = require("socket")
 
 local server = assert(socket.bind("127.0.0.1", 0))
@@ -45,23 +46,4 @@ local function serve(client)
   return sent and not path:find("^/tell/") -- who tells waits for the end
 end
 
-local _, port = server:getsockname()
-print(port)
-io.stdout:flush()
-
-local sockets = {server}
-while true do
-  for _, ready in ipairs((socket.select(sockets))) do
-    if ready == server then
-      local client = server:accept()
-      client:settimeout(5)
-      client:setoption("tcp-nodelay", true)
-      sockets[#sockets + 1] = client
-    elseif not serve(ready) then
-      ready:close()
-      for i, one in ipairs(sockets) do
-        if one == ready then table.remove(sockets, i) end
-      end
-    end
-  end
-end
+serving(server, serve)
