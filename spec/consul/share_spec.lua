@@ -17,15 +17,7 @@ describe("consul, many at once", function()
     store:close()
   end)
 
-  -- fn(i) for i from 1 to COUNT, all at once: what each returned.
-  local function at_once(fn)
-    return kv.run(function()
-      local tasks, results = {}, {}
-      for i = 1, COUNT do tasks[i] = kv.spawn(function() results[i] = {fn(i)} end) end
-      for i = 1, COUNT do tasks[i]:join() end
-      return results
-    end)
-  end
+  local function at_once(fn) return util.at_once(kv, COUNT, fn) end
 
   local function key(i) return ("key/%d"):format(i) end
 

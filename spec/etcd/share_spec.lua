@@ -6,15 +6,7 @@ local util = require("spec.support.util")
 
 local COUNT = 200
 
--- fn(i) for i from 1 to COUNT, all at once: what each returned.
-local function at_once(fn)
-  return kv.run(function()
-    local tasks, results = {}, {}
-    for i = 1, COUNT do tasks[i] = kv.spawn(function() results[i] = {fn(i)} end) end
-    for i = 1, COUNT do tasks[i]:join() end
-    return results
-  end)
-end
+local function at_once(fn) return util.at_once(kv, COUNT, fn) end
 
 local function key(i) return ("key/%d"):format(i) end
 

@@ -33,6 +33,16 @@ function util.eventually_task(kv, condition, what, seconds)
   error(("not within %s s: %s"):format(seconds or 10, what or "the condition"), 2)
 end
 
+--- fn(i) for i from 1 to `count`, in tasks, all at once: what each returned, as tables.
+function util.at_once(kv, count, fn)
+  return kv.run(function()
+    local tasks, results = {}, {}
+    for i = 1, count do tasks[i] = kv.spawn(function() results[i] = {fn(i)} end) end
+    for i = 1, count do tasks[i]:join() end
+    return results
+  end)
+end
+
 --- How long does fn(...) take? Returns seconds and what fn returned (up to three values).
 function util.timed(fn, ...)
   local start = native.now()
