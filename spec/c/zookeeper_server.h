@@ -26,7 +26,7 @@ static inline void zk_write_config(const struct server *server) {
   if (!file) return;
   fprintf(file,
           "tickTime=200\ndataDir=%s/data\nclientPort=%d\nclientPortAddress=127.0.0.1\nmaxClientCnxns=0\n"
-          "4lw.commands.whitelist=*\nadmin.enableServer=false\n",
+          "4lw.commands.whitelist=*\nadmin.enableServer=false\nmaxSessionTimeout=60000\n",
           server->dir, server->port);
   fclose(file);
 }

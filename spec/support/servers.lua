@@ -300,6 +300,7 @@ local function zookeeper_config(self, members)
   local lines = {
     "tickTime=" .. (self.options.tick or 200), "dataDir=" .. self.folder .. "/data", "clientPort=" .. self.port,
     "clientPortAddress=127.0.0.1", "maxClientCnxns=0", "4lw.commands.whitelist=*", "admin.enableServer=false",
+    "maxSessionTimeout=60000", -- else it would be twenty ticks
     "initLimit=50", "syncLimit=10",
   }
   if self.certificates then
