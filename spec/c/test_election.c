@@ -200,7 +200,7 @@ TEST(who_is_not_in_line_any_more_announces_nothing) {
 
 TEST(a_lease_that_ends_while_announcing_costs_the_place_only) {
   kv_store *store = fresh(urls[0]);
-  kv_lock *election = new_election(store, 0.3);
+  kv_lock *election = new_election(store, 1.5);
   fault(KV_TXN, HANG, 1);
   ask_campaign(election, "me", 10, 1);
   WAIT_FOR(steps(KV_TXN) == 1);
@@ -275,7 +275,7 @@ TEST(a_retraction_is_repeated_or_the_key_goes_with_the_lease) {
 
 TEST(a_leader_whose_lease_has_ended_has_lost) {
   kv_store *store = fresh(urls[0]);
-  kv_lock *election = new_election(store, 0.2);
+  kv_lock *election = new_election(store, 1.5);
   CHECK_EQ(campaign(election, 5), KV_OK);
   CHECK_EQ(kv_lock_wait_lost(election, queue, 10, 4, NULL, NULL), KV_OK);
   end_leases();
@@ -293,7 +293,7 @@ TEST(a_leader_whose_lease_has_ended_has_lost) {
 /* The lease ends while the key is being removed, which then goes with it. */
 TEST(a_resignation_ends_with_the_lease) {
   kv_store *store = fresh(urls[0]);
-  kv_lock *election = new_election(store, 0.3);
+  kv_lock *election = new_election(store, 1.5);
   CHECK_EQ(campaign(election, 5), KV_OK);
   fault(KV_TXN, HANG, 100);
   fault(KV_QUEUE_LEAVE, HANG, 100);

