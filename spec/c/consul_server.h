@@ -24,10 +24,10 @@ static inline bool consul_program(char *path, size_t size) {
   return good;
 }
 
-static inline bool consul_start(void) {
+static inline bool consul_start(char *program) {
   struct server *server = &consul_server;
-  char program[500], http[40], peer[40], serf[40], file[800], log[800];
-  if (!consul_program(program, sizeof program) || !make_folder(server->dir, sizeof server->dir)) return false;
+  char http[40], peer[40], serf[40], file[800], log[800];
+  if (!make_folder(server->dir, sizeof server->dir)) return false;
   server->port = free_port();
   snprintf(server->url, sizeof server->url, "consul://127.0.0.1:%d", server->port);
   snprintf(http, sizeof http, "-http-port=%d", server->port);
@@ -58,25 +58,28 @@ static inline bool consul_start(void) {
 
 /* Until it has a leader. */
 static inline bool consul_await(void) {
-  for (double until = now() + 20; now() < until; nap(0.05)) {
+  for (double until = now() + START_SECONDS; now() < until; nap(0.05)) {
     kv_store *store = open_url(consul_server.url, NULL);
     kv_code code = store ? ping(store, 2) : KV_FAILED;
     if (store) close_store(store);
+    if (server_ended(&consul_server)) return false;
     if (code == KV_OK) return true;
-    if (waitpid(consul_server.pid, NULL, WNOHANG) == consul_server.pid) return false;
   }
   return false;
 }
 
 /* NULL: there is none on this machine. */
 static inline const char *consul_url(void) {
-  static bool tried, there;
-  if (tried) return there ? consul_server.url : NULL;
-  tried = true;
-  kv_register(&kv_driver_consul, NULL);
-  there = consul_start() && consul_await();
-  atexit(end_consul);
-  if (!there) fprintf(stderr, "note: no consul could be started; tests that need it are left out\n");
+  static bool tried, installed, there;
+  if (!tried) {
+    char program[500];
+    tried = true;
+    kv_register(&kv_driver_consul, NULL);
+    installed = consul_program(program, sizeof program);
+    there = installed && consul_start(program) && consul_await();
+    atexit(end_consul);
+  }
+  if (!there) no_server("Consul", installed);
   return there ? consul_server.url : NULL;
 }
 

@@ -17,7 +17,7 @@ local util = require("spec.support.util")
 
 local servers = {}
 
-local START_SECONDS = 30
+local START_SECONDS = 60
 local ATTEMPTS = 3 -- a free port may be taken by somebody else before the server listens
 
 --- Run a program to its end; returns its output, or fails with it.
@@ -33,6 +33,20 @@ function servers.run(command, environment)
     return nil, ("%s ended with %s %s: %s"):format(table.concat(command, " "), tostring(how), tostring(code), text)
   end
   return text
+end
+
+--- Wait until it is well; nil and why when it is not. One whose port is another's has ended, though its port answers.
+local function wait_healthy(self, what)
+  local deadline = native.now() + START_SECONDS
+  local healthy
+  repeat
+    healthy = self:healthy()
+    local problem = not self.process:running() and "ended"
+      or not healthy and native.now() > deadline and "is not healthy"
+    if problem then return nil, ("%s %s: %s"):format(what, problem, util.read(self.folder .. "/log") or "") end
+    if not healthy then native.sleep(0.02) end
+  until healthy
+  return true
 end
 
 -- ------------------------------------------------------------------ certificates
@@ -124,13 +138,7 @@ function Etcd:healthy()
 end
 
 function Etcd:wait_healthy()
-  local deadline = native.now() + START_SECONDS
-  while not self:healthy() do
-    local problem = not self.process:running() and " ended: " or native.now() > deadline and " is not healthy: "
-    if problem then return nil, (self.what or "etcd") .. problem .. (util.read(self.folder .. "/log") or "") end
-    native.sleep(0.02)
-  end
-  return true
+  return wait_healthy(self, self.what or "etcd")
 end
 
 --- Start it again after kill(), with its data and ports.
@@ -348,13 +356,7 @@ function ZooKeeper:healthy()
 end
 
 function ZooKeeper:wait_healthy()
-  local deadline = native.now() + START_SECONDS
-  while not self:healthy() do
-    local problem = not self.process:running() and "ended" or native.now() > deadline and "is not healthy"
-    if problem then return nil, ("ZooKeeper %s: %s"):format(problem, util.read(self.folder .. "/log") or "") end
-    native.sleep(0.02)
-  end
-  return true
+  return wait_healthy(self, "ZooKeeper")
 end
 
 --- "leader", "follower" or "standalone".
