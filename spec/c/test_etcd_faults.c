@@ -161,12 +161,15 @@ TEST(answers_lost) {
   CHECK_EQ(put(store, "k", "0"), KV_OK);
   CHECK(strstr(next_event(witness, 10), "k=0") != NULL);
   uint64_t revision = put_revision(store, "k", "1");
+  CHECK_STR(next_event(witness, 10), "+k=1");
   tell(&proxy, "now hold-answers");
   double begun = now();
   /* Time enough to arrive: what is given up before is taken back. */
   submit(store, &(kv_request){.kind = KV_PUT, .key = KV_TEXT("k"), .value = KV_TEXT("2"), .timeout = 2});
+  CHECK_STR(next_event(witness, 10), "+k=2");
   submit(store, &(kv_request){.kind = KV_PUT, .key = KV_TEXT("new"), .value = KV_TEXT("3"), .timeout = 2,
                               .condition = KV_IF_ABSENT});
+  CHECK_STR(next_event(witness, 10), "+new=3");
   CHECK_EQ(gather(2, KV_UNKNOWN, 20), 2);
   submit(store, &(kv_request){.kind = KV_DELETE, .key = KV_TEXT("k"), .timeout = 1, .condition = KV_IF_REVISION,
                               .revision = revision});
@@ -196,7 +199,7 @@ TEST(answers_lost) {
   CHECK_STR(get(store, "k"), "5");
   /* Each was applied once, or not at all. */
   CHECK_EQ(put(direct, "end", ""), KV_OK);
-  static const char *const expected[] = {"+k=1", "+k=2", "+new=3", "+k=5", "+end="};
+  static const char *const expected[] = {"+k=5", "+end="};
   for (size_t i = 0; i < sizeof expected / sizeof *expected; i++) CHECK_STR(next_event(witness, 10), expected[i]);
   kv_watch_free(witness);
   CHECK_EQ(code_of(direct, &(kv_request){.kind = KV_DELETE_TREE}), KV_OK);

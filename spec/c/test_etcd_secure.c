@@ -3,6 +3,8 @@
  */
 #include "etcd_server.h"
 
+#include "recipes/recipes.h"
+
 static bool have_etcd(void) {
   return etcd_url() != NULL;
 }
@@ -92,7 +94,7 @@ TEST(tokens_refresh) {
   CHECK_EQ(put(app, "k", "1"), KV_OK);
   CHECK_STR(next_event(watch, 10), "+k=1");
   kv_lease *lease = NULL;
-  REQUIRE(kv_lease_open(app, queue, 5, 5, 5, NULL, &lease, NULL) == KV_OK);
+  REQUIRE(kv_lease_open(app, queue, 15, 5, 5, NULL, &lease, NULL) == KV_OK);
   CHECK_EQ(code_and_free(reply_tagged(5, 10)), KV_OK);
   CHECK_EQ(code_of(app, &(kv_request){.kind = KV_PUT, .key = KV_TEXT("leased"), .lease = lease}), KV_OK);
   CHECK_STR(next_event(watch, 10), "+leased=");
@@ -109,8 +111,9 @@ TEST(tokens_refresh) {
   REQUIRE(server_launch(&server)); /* all tokens are forgotten */
   CHECK_EQ(put(app, "k", "3"), KV_OK);
   CHECK_STR(next_event(watch, 10), "+k=3");
-  nap(5.5);
-  CHECK(kv_lease_alive(lease)); /* renewed with the new token */
+  int64_t deadline = atomic_load(&lease->deadline);
+  WAIT_FOR(20, atomic_load(&lease->deadline) > deadline); /* renewed with the new token */
+  CHECK(kv_lease_alive(lease));
   CHECK_STR(get(app, "leased"), "");
   /* Authentication is switched off, and on again. */
   CHECK(etcdctl(&server, "--user=root:secret auth disable"));

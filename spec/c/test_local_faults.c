@@ -6,6 +6,8 @@
 #include <lmdb.h>
 #include <sys/resource.h>
 
+#include "drivers/local/local.h"
+
 /* ------------------------------------------------------------------ no room in the map */
 
 /* Put values of `size` until one is refused; how many went in. */
@@ -201,9 +203,12 @@ TEST(readers_of_the_past) {
     } else {
       kv_reply *reply = NULL;
       uint64_t tag = ++last_tag;
+      int64_t patience = kv_local_patience;
+      kv_local_patience = 20 * LOCAL_SECOND; /* the child may be late */
       CHECK_EQ(kv_submit(store, queue, &request, tag, NULL, &reply, NULL), KV_OK);
       tell(&child, 'e');
       CHECK_EQ(keep_reply(next_reply(tag)), KV_OK); /* it waited for the reader */
+      kv_local_patience = patience;
       CHECK_EQ(listen_to(&child), 'e');
       kill_child(&child);
     }

@@ -310,6 +310,8 @@ void kv_local_order_text(char *out, uint64_t order);
 
 /* ------------------------------------------------------------------ write.c */
 
+extern int64_t kv_local_patience; /* with readers that hold pages, for one batch; tests that play a slow one have more */
+
 /* Where an op is; kept in op->number. */
 enum kv_local_op_state {
   LOCAL_OP_NEW,

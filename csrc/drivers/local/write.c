@@ -22,11 +22,12 @@
 
 #define PLENTY 65536        /* free pages at the end of the map that need no closer look */
 #define NEARLY_FULL (UINT64_C(8) << 20) /* bytes left on a disk where a commit did not fit */
-#define PATIENCE (LOCAL_SECOND / 2)              /* with readers that hold pages, for one batch */
 #define EXPIRE_STEP 1000    /* things that go in one commit */
 #define SPIN_NANOSECONDS 30000
 #define CHECK_READERS_EVERY 1000 /* commits */
 #define LOCAL_IN_DOUBT (-1) /* beside LMDB's and the system's errors: it may have been committed */
+
+int64_t kv_local_patience = LOCAL_SECOND / 2;
 
 static int64_t monotonic(void) {
   struct timespec now;
@@ -400,7 +401,7 @@ static void run_queue(struct kv_local_env *env) {
     kv_local_batch_abort(&batch);
   else
     rc = kv_local_batch_commit(&batch);
-  env->patience = PATIENCE;
+  env->patience = kv_local_patience;
   for (size_t i = 0; rc && i < count; i++) {
     if (rc == LOCAL_IN_DOUBT)
       refuse_in_doubt(&env->items[i]);
