@@ -31,6 +31,9 @@
  *   corrupt-after N   after N more bytes of answers, flip bits in the next 64
  *   connections       how many were accepted so far; open: how many are open; requests: bytes that clients sent
  *   delay N           what comes waits N milliseconds before it goes on, both ways; 0: not any more
+ *   stop-at N         of ZooKeeper's small requests: the next of type N waits, with all behind it on its connection,
+ *                     until another N is told; 0: none waits.  stopped: how many connections wait so
+ *   one I MODE        the mode of the connection that was accepted as the I-th (from 0) of those that are open
  *   refuse            stop listening;  listen: listen again on the same port
  */
 #include <arpa/inet.h>
@@ -77,6 +80,7 @@ struct connection {
   bool half_closed;                /* that was done */
   struct stream requests, answers; /* to the server, to the client */
   bool greeted;                    /* fake server: the preface came, and was answered */
+  bool stopped;                    /* the next request is of the type that is to wait */
 };
 
 static struct connection connections[CONNECTIONS_MAX];
@@ -85,7 +89,7 @@ static int listener = -1, listen_port, target_port;
 static enum mode new_mode = PASS;
 static int new_argument;
 static long cut_after = -1, corrupt_after = -1;
-static int delay;
+static int delay, stop_at;
 static unsigned long accepted, request_bytes;
 
 static struct sockaddr_in loopback(int port) {
@@ -396,6 +400,25 @@ static bool give_answers(struct connection *connection) {
   return true;
 }
 
+static uint32_t number_at(const uint8_t *data) {
+  return (uint32_t)data[0] << 24 | (uint32_t)data[1] << 16 | (uint32_t)data[2] << 8 | data[3];
+}
+
+/* ZooKeeper's requests: a size of what follows, a number, a type. Those before the one that is to wait, in bytes. */
+static size_t before_stop(struct connection *connection) {
+  const struct stream *requests = &connection->requests;
+  size_t at = 0, size = 0;
+  connection->stopped = false;
+  if (!stop_at) return BUFFER_SIZE;
+  while (requests->size - at >= 12 && !connection->stopped) {
+    size = 4 + (size_t)number_at(requests->data + at);
+    if (requests->size - at < size) break;
+    connection->stopped = number_at(requests->data + at + 8) == (uint32_t)stop_at;
+    if (!connection->stopped) at += size;
+  }
+  return at;
+}
+
 /* One turn for one connection. False: it is over. */
 static bool serve(struct connection *connection, short client_events, short server_events) {
   half_close(connection);
@@ -415,7 +438,7 @@ static bool serve(struct connection *connection, short client_events, short serv
     connection->requests.size = 0;
   } else if (wants_server(connection->mode)) {
     if (!keeps_requests(connection->mode) && is_due(&connection->requests) &&
-        !give(connection->server, &connection->requests, BUFFER_SIZE))
+        !give(connection->server, &connection->requests, before_stop(connection)))
       return false;
   } else {
     play_server(connection);
@@ -425,26 +448,34 @@ static bool serve(struct connection *connection, short client_events, short serv
 
 /* ------------------------------------------------------------------ commands */
 
-static bool set_mode(const char *text, bool now) {
+static void change_mode(struct connection *connection, enum mode mode, int argument) {
+  if (wants_server(connection->mode)) connection->greeted = true; /* by the real server */
+  connection->mode = mode;
+  connection->argument = argument;
+  half_close(connection);
+}
+
+enum whose { NEW, ALL, ONE };
+
+static bool set_mode(const char *text, enum whose whose, size_t one) {
   char name[32];
   int argument = 0;
   if (sscanf(text, "%31s %d", name, &argument) < 1) return false;
   for (int mode = 0; mode < MODE_COUNT; mode++) {
     if (strcmp(name, mode_names[mode]) != 0) continue;
+    for (size_t i = 0; i < connection_count; i++)
+      if (whose == ALL || (whose == ONE && i == one)) change_mode(&connections[i], (enum mode)mode, argument);
+    if (whose == ONE) return one < connection_count;
     new_mode = (enum mode)mode;
     new_argument = argument;
-    for (size_t i = 0; now && i < connection_count; i++) {
-      if (wants_server(connections[i].mode)) connections[i].greeted = true; /* by the real server */
-      connections[i].mode = new_mode;
-      connections[i].argument = argument;
-      half_close(&connections[i]);
-    }
     return true;
   }
   return false;
 }
 
 static void command(char *line) {
+  size_t one;
+  int mode_at = 0;
   if (strcmp(line, "cut") == 0) {
     close_all(false);
   } else if (strcmp(line, "cut-reset") == 0) {
@@ -453,6 +484,13 @@ static void command(char *line) {
     /* done by sscanf */
   } else if (sscanf(line, "delay %d", &delay) == 1) {
     /* as well */
+  } else if (sscanf(line, "stop-at %d", &stop_at) == 1) {
+    for (size_t i = 0; i < connection_count; i++) connections[i].stopped = false; /* look again */
+  } else if (strcmp(line, "stopped") == 0) {
+    size_t stopped = 0;
+    for (size_t i = 0; i < connection_count; i++) stopped += connections[i].stopped;
+    printf("%zu\n", stopped);
+    return;
   } else if (strcmp(line, "connections") == 0) {
     printf("%lu\n", accepted);
     return;
@@ -470,7 +508,12 @@ static void command(char *line) {
       puts("cannot listen");
       return;
     }
-  } else if (!(strncmp(line, "now ", 4) == 0 ? set_mode(line + 4, true) : set_mode(line, false))) {
+  } else if (sscanf(line, "one %zu %n", &one, &mode_at) == 1 && mode_at > 0) {
+    if (!set_mode(line + mode_at, ONE, one)) {
+      puts("no such connection or mode");
+      return;
+    }
+  } else if (!(strncmp(line, "now ", 4) == 0 ? set_mode(line + 4, ALL, 0) : set_mode(line, NEW, 0))) {
     printf("no such command: %s\n", line);
     return;
   }
@@ -503,7 +546,7 @@ static void turn(void) {
     struct connection *connection = &connections[i];
     bool may_give = !keeps_answers(connection->mode) && connection->answers.size > 0 && connection->answers.due == 0;
     bool may_ask = !keeps_requests(connection->mode) && connection->requests.size > 0 && connection->server >= 0 &&
-                   connection->requests.due == 0;
+                   connection->requests.due == 0 && !connection->stopped;
     if (connection->answers.due > 0 || connection->requests.due > 0) limit = 2;
     polls[2 + 2 * i] = (struct pollfd){.fd = connection->client, .events = (short)(POLLIN | (may_give ? POLLOUT : 0))};
     polls[3 + 2 * i] = (struct pollfd){.fd = connection->server, .events = (short)(POLLIN | (may_ask ? POLLOUT : 0))};

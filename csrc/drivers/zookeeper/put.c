@@ -25,6 +25,7 @@
 #include "zookeeper.h"
 
 #define ZK_PIN "/.kv" /* below a key; see pin() */
+#define MODIFIED "the key was changed, or is gone"
 
 enum kind { PERMANENT, TIMED, EPHEMERAL };
 
@@ -124,11 +125,17 @@ static bool is_stuck_timed(const struct zk_call *call) {
   return call->ttl && call->stat.numChildren > 0;
 }
 
+/* The value was set, but the node lives no longer than before. */
+static void half_done(struct zk_call *call, int result) {
+  if (zk_code(result, true) == KV_UNKNOWN) zk_fail(call, result);
+  else zk_finish(call, KV_UNKNOWN, "it was put, but could not be made permanent: %s", zerror(result));
+}
+
 static void pinned(struct zk_call *call, int result) {
   if (result != ZOK && result != ZNODEEXISTS && call->result == ZOK) call->result = result;
   if (call->pending) return;
   if (call->result == ZOK) done(call, &call->stat);
-  else zk_fail(call, call->result);
+  else half_done(call, call->result);
 }
 
 static void pin_made(int result, const char *path, const void *data) {
@@ -156,11 +163,18 @@ static void pin(struct zk_call *call) {
   zk_sent(call, zoo_aset_acl(handle, call->path, -1, (struct ACL_vector *)(uintptr_t)acl, pin_unmarked, call));
 }
 
+/* Its value is set already. */
+static void recreate_set(struct zk_call *call) {
+  call->claimed = true;
+  call->claim = call->stat;
+  recreate(call);
+}
+
 static void acl_of_set(int result, struct ACL_vector *vector, struct Stat *stat, const void *data) {
   struct zk_call *call = zk_answered(data);
   if (!call) return;
   bool same = result == ZOK && stat->czxid == call->stat.czxid;
-  if (same && zk_acl_marked(vector)) (call->stat.numChildren > 0 ? pin : recreate)(call);
+  if (same && zk_acl_marked(vector)) (call->stat.numChildren > 0 ? pin : recreate_set)(call);
   else if (result == ZOK || result == ZNONODE || result == ZNOAUTH) done(call, &call->stat);
   else zk_fail(call, result);
 }
@@ -178,7 +192,7 @@ static void was_set(int result, const struct Stat *stat, const void *data) {
     call->zk->create_first = false;
     call->stat = *stat;
     if (wanted(call) != PERMANENT || (!may_be_timed(stat) && !stat->ephemeralOwner)) done(call, stat);
-    else if (stat->ephemeralOwner) recreate(call);
+    else if (stat->ephemeralOwner) recreate_set(call);
     else if (call->is_there && !call->ttl && call->stat.czxid == stat->czxid) done(call, stat); /* looked at before */
     else zk_sent(call, zoo_aget_acl(call->session->handle, call->path, acl_of_set, call));
   } else if (result == ZNONODE && call->may_not_create) {
@@ -252,12 +266,23 @@ static void overtaken(struct zk_call *call) {
 
 static void timed_parents(struct zk_call *call);
 
+/* The node that a condition is about was gone, by another's hand: the one that was made in its place is, too. */
+static void undone(int result, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  (void)result;
+  if (!call) return;
+  if (call->claimed) done(call, &call->claim);
+  else zk_finish(call, KV_MODIFIED, "%s", MODIFIED);
+}
+
 static void timed_created(int result, const char *path, const struct Stat *stat, const void *data) {
   struct zk_call *call = zk_answered(data);
   (void)path;
   if (!call) return;
   if (result == ZOK || result == ZNODEEXISTS) call->zk->makes_ttl = true;
-  if (result == ZOK) {
+  if (result == ZOK && call->op->condition == KV_IF_REVISION && !call->deleted) {
+    zk_sent(call, zoo_adelete(call->session->handle, call->path, 0, undone, call));
+  } else if (result == ZOK) {
     call->stat = *stat;
     call->made = true;
     fill(call);
@@ -287,10 +312,18 @@ static void timed_parents(struct zk_call *call) {
   zk_make_parents(call, create_timed);
 }
 
+/* Of our own value nothing was applied, or it was claimed. True: the call is finished. */
+static bool lost(struct zk_call *call, int result) {
+  if (zk_code(result, false) != KV_UNAVAILABLE) return false;
+  call->write_sent = call->op->sent = false;
+  if (call->claimed) done(call, &call->claim);
+  else zk_fail(call, result);
+  return true;
+}
+
 static void repaired(int result, const void *data) {
   struct zk_call *call = zk_answered(data);
-  (void)result;
-  if (call) overtaken(call);
+  if (call && !lost(call, result)) overtaken(call);
 }
 
 /*
@@ -299,7 +332,7 @@ static void repaired(int result, const void *data) {
  */
 static void repair(int result, const char *value, int size, const struct Stat *stat, const void *data) {
   struct zk_call *call = zk_answered(data);
-  if (!call) return;
+  if (!call || lost(call, result)) return;
   bool is_ours = call->made && result == ZOK && stat->czxid == call->stat.czxid;
   if (!is_ours || stat->aversion > 1 || !zk_is_key(size, stat)) {
     overtaken(call);
@@ -351,7 +384,8 @@ static void list_was_set(int result, const void *data) {
   if (call) call->result = result;
 }
 
-/* The node is there, and ours: now its list, as a hint, and its value. */
+/* The node is there, and ours: now its list, as a hint, and its value. The list in any case: that it was set twice
+ * tells its maker that not a plain put was before him. */
 static void fill(struct zk_call *call) {
   struct kv_op *op = call->op;
   zhandle_t *handle = call->session->handle;
@@ -359,7 +393,7 @@ static void fill(struct zk_call *call) {
   const char *value = op->value.size ? op->value.data : "";
   struct batch *batch = call->sets > 1 ? batch_of(call) : NULL;
   if (call->sets > 1 && !batch) return;
-  if (!zk_sent(call, zoo_aset_acl(handle, call->path, 0, acl, list_was_set, call))) return;
+  if (!zk_sent(call, zoo_aset_acl(handle, call->path, -1, acl, list_was_set, call))) return;
   if (batch) {
     add_sets(call, batch, call->sets, value, (int)op->value.size);
     send_batch(call, batch, filled_anew);
@@ -374,8 +408,11 @@ static void was_recreated(int result, const void *data) {
   struct zk_call *call = zk_answered(data);
   if (!call) return;
   if (result == ZOK) done(call, &((struct batch *)call->data)->stat);
+  else if (result == ZNOTEMPTY && call->claimed) pin(call);
+  else if (result == ZNOTEMPTY && wanted(call) == PERMANENT) again(call, begin);
   else if (result == ZNOTEMPTY) zk_finish(call, KV_UNSUPPORTED, "%s", ZK_STUCK);
   else if (result == ZBADVERSION || result == ZNONODE || result == ZNODEEXISTS) again(call, begin);
+  else if (call->claimed) half_done(call, result);
   else zk_fail(call, result);
 }
 
@@ -386,9 +423,9 @@ static void old_deleted(int result, const void *data) {
 
 static void timed_recreated(int result, const char *path, const struct Stat *stat, const void *data) {
   struct zk_call *call = (struct zk_call *)(uintptr_t)data;
+  call->deleted = call->result == ZOK;
   /* Its delete did not go through: the answer to the create says no more than that. */
-  bool deleted = call->result == ZOK;
-  if (deleted || result == ZOK) {
+  if (call->deleted || result == ZOK) {
     timed_created(result, path, stat, data);
     return;
   }
@@ -497,7 +534,7 @@ static bool condition_holds(struct zk_call *call) {
   } else if (exists) {
     zk_finish(call, KV_EXISTS, "the key is there");
   } else {
-    zk_finish(call, KV_MODIFIED, "the key was changed, or is gone");
+    zk_finish(call, KV_MODIFIED, "%s", MODIFIED);
   }
   return false;
 }
@@ -518,7 +555,7 @@ static void decide(struct zk_call *call) {
 }
 
 static void look(struct zk_call *call) {
-  call->made = false;
+  call->made = call->deleted = false;
   call->sets = 1;
   zk_look(call, true, decide);
 }

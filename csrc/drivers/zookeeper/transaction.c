@@ -27,6 +27,7 @@ struct part {
   char *path;              /* owned */
   bool is_there, is_key;
   int64_t ttl;
+  int64_t marked;          /* of a node with a time to live: the one (by its czxid) whose list we set */
   struct Stat seen, written;
   bool writes;             /* `written` will be filled */
 };
@@ -535,22 +536,31 @@ static bool make_timed_parents(struct zk_call *call, char *path) {
   return true;
 }
 
-static void timed_made(int result, const char *path, const struct Stat *stat, const void *data) {
-  const struct part *part = data;
-  struct zk_call *call = part->txn->call;
-  (void)path;
-  (void)stat;
-  if (!zk_answered(call)) return;
+/* As a put does, also with a node that another one made: see put.c. False: the call is finished. */
+static bool mark(struct zk_call *call, struct part *part, int64_t czxid) {
   size_t index = (size_t)(part - part->txn->parts);
   struct ACL_vector *acl = zk_acl_mark(&call->zk->acl, zk_milliseconds(request_of(part->txn, index)->ttl));
-  bool sent =
-    result != ZOK || zk_sent(call, zoo_aset_acl(call->session->handle, part->path, 0, acl, step_prepared, call));
-  if (sent) prepared(call, result);
+  part->marked = czxid;
+  return zk_sent(call, zoo_aset_acl(call->session->handle, part->path, -1, acl, step_prepared, call));
+}
+
+static void timed_made(int result, const char *path, const struct Stat *stat, const void *data) {
+  struct part *part = (struct part *)(uintptr_t)data;
+  struct zk_call *call = part->txn->call;
+  (void)path;
+  if (!zk_answered(call)) return;
+  if (result != ZOK || mark(call, part, stat->czxid)) prepared(call, result);
+}
+
+static bool needs_mark(const struct part *part) {
+  return part->is_there && zk_is_blank(&part->seen) && part->marked != part->seen.czxid;
 }
 
 static bool needs_node(const struct txn *txn, size_t index) {
   const struct kv_part *request = request_of(txn, index);
-  return request->type == KV_PART_PUT && request->ttl > 0 && (!txn->parts[index].is_there || !is_of_kind(txn, index));
+  const struct part *part = &txn->parts[index];
+  return request->type == KV_PART_PUT && request->ttl > 0 &&
+         (!part->is_there || !is_of_kind(txn, index) || needs_mark(part));
 }
 
 /* False: the call is finished. */
@@ -560,6 +570,7 @@ static bool prepare_part(struct zk_call *call, size_t index) {
   zhandle_t *handle = call->session->handle;
   int64_t ttl = zk_milliseconds(request_of(txn, index)->ttl);
   const struct ACL_vector *acl = zk_acl_mark(&call->zk->acl, ttl);
+  if (part->is_there && is_of_kind(txn, index)) return mark(call, part, part->seen.czxid);
   if (!part->is_there && txn->deep && !make_timed_parents(call, part->path)) return false;
   int version = part->seen.version;
   if (part->is_there && !zk_sent(call, zoo_adelete(handle, part->path, version, step_prepared, call))) return false;

@@ -58,6 +58,7 @@ static void free_walk(struct zk_call *call) {
 /* In call->data. NULL: the call is finished. */
 static struct walk *new_walk(struct zk_call *call, kv_slice root, void (*done)(struct zk_call *call)) {
   struct walk *walk = calloc(1, sizeof *walk);
+  if (call->clear) call->clear(call); /* of an earlier round of a put */
   call->data = walk;
   call->clear = free_walk;
   if (!walk) {

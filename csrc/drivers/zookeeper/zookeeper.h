@@ -132,9 +132,10 @@ struct zk_call {
   int result;            /* of a request that others were pipelined behind */
   int parents;           /* why a parent could not be made, or ZOK */
   struct Stat stat;
-  struct Stat claim;     /* put: when it was set to be made anew, `claimed` */
+  struct Stat claim;     /* put: when it was set, to be made anew then: `claimed` */
   int sets;              /* put: how often to set a node with a time to live that was made anew */
   bool claimed, made;    /* put: `made`: the node that has `stat` is this call's */
+  bool deleted;          /* put: and it took the place of one that this call deleted */
   bool is_there, is_key, may_not_create;
   bool certain;          /* what is looked at stands behind something that a quorum commits: see zk_commit() */
   int64_t ttl;           /* of the node, milliseconds, 0: none */
