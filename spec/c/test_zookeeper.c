@@ -5,6 +5,7 @@
  */
 #include <poll.h>
 
+#include "proxy.h"
 #include "zookeeper_server.h"
 
 #include "drivers/zookeeper/zookeeper.h"
@@ -299,6 +300,26 @@ TEST(kinds_of_nodes_change) {
   CHECK_EQ(keep(store, "k"), KV_UNSUPPORTED);
   CHECK_STR(get(store, "k"), "plain");
   close_store(store);
+}
+
+TEST(a_put_that_begins_again_keeps_nothing_of_its_first_round) {
+  WITH_ZK(other, "/again");
+  struct proxy proxy;
+  REQUIRE(proxy_start(&proxy, "zk", zk_shared.port));
+  kv_store *store = open_zk(proxy.url, "/again?portable=true");
+  REQUIRE(store != NULL);
+  CHECK_EQ(put_ttl(other, "k", 60), KV_OK);
+  CHECK_EQ(code_of(store, &(kv_request){.kind = KV_PING}), KV_OK);
+  tell(&proxy, "stop-at 14"); /* a multi */
+  uint64_t tag = submit(store, &(kv_request){.kind = KV_PUT, .key = KV_TEXT("k"), .value = KV_TEXT("w"), .timeout = 20});
+  WAIT_FOR(10, tell(&proxy, "stopped") == 1);
+  CHECK_EQ(code_of(other, &(kv_request){.kind = KV_DELETE, .key = KV_TEXT("k")}), KV_OK);
+  tell(&proxy, "stop-at 0");
+  CHECK_EQ(code_and_free(reply_tagged(tag, 20)), KV_OK);
+  CHECK_STR(get(other, "k"), "w");
+  close_store(store);
+  close_store(other);
+  proxy_stop(&proxy);
 }
 
 TEST(time_to_live_must_be_enabled) {
