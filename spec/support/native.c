@@ -163,6 +163,48 @@ static int process_running(lua_State *L) {
   return 1;
 }
 
+/* The number of the socket that listens on a port, as the system shows it, in one of its tables; 0: none. */
+static unsigned long listener_in(const char *table, unsigned port) {
+  char line[512];
+  unsigned long found = 0;
+  FILE *file = fopen(table, "re");
+  while (file && !found && fgets(line, sizeof line, file)) {
+    unsigned at, state;
+    unsigned long inode;
+    if (sscanf(line, " %*d: %*[^:]:%x %*[^:]:%*x %x %*s %*s %*s %*d %*d %lu", &at, &state, &inode) == 3 && at == port &&
+        state == 0x0a)
+      found = inode;
+  }
+  if (file) fclose(file);
+  return found;
+}
+
+static bool has_socket(pid_t pid, unsigned long inode) {
+  char path[300], wanted[40], target[40];
+  bool found = false;
+  snprintf(wanted, sizeof wanted, "socket:[%lu]", inode);
+  snprintf(path, sizeof path, "/proc/%d/fd", (int)pid);
+  DIR *folder = opendir(path);
+  for (const struct dirent *entry; folder && !found && (entry = readdir(folder));) {
+    snprintf(path, sizeof path, "/proc/%d/fd/%s", (int)pid, entry->d_name);
+    ssize_t size = readlink(path, target, sizeof target - 1);
+    target[size > 0 ? size : 0] = '\0';
+    found = strcmp(target, wanted) == 0;
+  }
+  if (folder) closedir(folder);
+  return found;
+}
+
+/* process:listens(port) -> is it this one, and no other, that accepts connections there? */
+static int process_listens(lua_State *L) {
+  struct process *process = process_of(L);
+  unsigned port = (unsigned)luaL_checkinteger(L, 2);
+  unsigned long inode = listener_in("/proc/net/tcp", port);
+  if (!inode) inode = listener_in("/proc/net/tcp6", port);
+  lua_pushboolean(L, inode && !process_ended(process, 0) && has_socket(process->pid, inode));
+  return 1;
+}
+
 static int process_pid(lua_State *L) {
   lua_pushinteger(L, process_of(L)->pid);
   return 1;
@@ -428,6 +470,7 @@ int luaopen_spec_native(lua_State *L) {
   static const luaL_Reg methods[] = {
       {"wait", process_wait}, {"kill", process_kill},   {"running", process_running},         {"pid", process_pid},
       {"line", process_line}, {"write", process_write}, {"close_input", process_close_input}, {"__gc", process_gc},
+      {"listens", process_listens},
       {NULL, NULL}};
   static const luaL_Reg functions[] = {
       {"spawn", spawn},         {"now", lua_now},   {"sleep", lua_sleep}, {"tempdir", tempdir}, {"port", port},

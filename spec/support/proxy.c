@@ -85,7 +85,7 @@ struct connection {
 
 static struct connection connections[CONNECTIONS_MAX];
 static size_t connection_count;
-static int listener = -1, listen_port, target_port;
+static int listener = -1, reserved = -1, listen_port, target_port; /* reserved: keeps the port while none listens */
 static enum mode new_mode = PASS;
 static int new_argument;
 static long cut_after = -1, corrupt_after = -1;
@@ -98,16 +98,31 @@ static struct sockaddr_in loopback(int port) {
   return address;
 }
 
-static bool start_listening(void) {
-  listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+static bool reserve(void) {
+  reserved = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   int one = 1;
-  setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+  setsockopt(reserved, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
   struct sockaddr_in address = loopback(listen_port);
   socklen_t size = sizeof address;
-  if (bind(listener, (struct sockaddr *)&address, size) < 0 || listen(listener, 64) < 0) return false;
-  getsockname(listener, (struct sockaddr *)&address, &size);
+  if (bind(reserved, (struct sockaddr *)&address, size) < 0) return false;
+  getsockname(reserved, (struct sockaddr *)&address, &size);
   listen_port = ntohs(address.sin_port);
   return true;
+}
+
+static bool start_listening(void) {
+  if (reserved < 0 && !reserve()) return false;
+  if (listen(reserved, 64) < 0) return false;
+  listener = reserved;
+  reserved = -1;
+  return true;
+}
+
+/* The port stays ours: nobody else is to listen there meanwhile. */
+static bool stop_listening(void) {
+  close(listener);
+  listener = -1;
+  return reserve();
 }
 
 static void close_connection(struct connection *connection, bool reset) {
@@ -501,8 +516,10 @@ static void command(char *line) {
     printf("%lu\n", request_bytes);
     return;
   } else if (strcmp(line, "refuse") == 0) {
-    if (listener >= 0) close(listener);
-    listener = -1;
+    if (listener >= 0 && !stop_listening()) {
+      puts("cannot keep the port");
+      return;
+    }
   } else if (strcmp(line, "listen") == 0) {
     if (listener < 0 && !start_listening()) {
       puts("cannot listen");

@@ -78,6 +78,28 @@ function servers.certificates(folder)
   return made
 end
 
+-- ------------------------------------------------------------------ starting
+
+local function all_healthy(members)
+  for _, member in ipairs(members) do
+    local ok, problem = member:wait_healthy()
+    if not ok then return nil, problem end
+  end
+  return true
+end
+
+--- What launch() gives, a list of servers, once all are healthy; again with new ones when they do not get there.
+local function attempt(launch)
+  local problem
+  for _ = 1, ATTEMPTS do
+    local members, ok = launch(), nil
+    ok, problem = all_healthy(members)
+    if ok then return members end
+    for _, member in ipairs(members) do member:stop() end
+  end
+  error(problem, 3)
+end
+
 -- ------------------------------------------------------------------ etcd
 
 local Etcd = {}
@@ -134,7 +156,7 @@ function Etcd:launch()
 end
 
 function Etcd:healthy()
-  return native.listening(self.port) and self:try_ctl("endpoint", "health") ~= nil
+  return self.process:listens(self.port) and self:try_ctl("endpoint", "health") ~= nil
 end
 
 function Etcd:wait_healthy()
@@ -151,7 +173,7 @@ end
 function Etcd:kill()
   self.process:kill("CONT")
   self.process:kill("KILL")
-  assert(self.process:wait(10), "the server cannot be killed")
+  assert(self.process:wait(60), "the server cannot be killed")
 end
 
 function Etcd:pause() assert(self.process:kill("STOP")) end
@@ -205,37 +227,33 @@ end
 --- A server. Options: tls, client_certificates (it wants them), auth (root with .password; worker:w0rk may use
 -- /allowed/), arguments.
 function servers.etcd(options)
-  local problem
-  for _ = 1, ATTEMPTS do
-    local self = new_member(options or {}, "one")
-    self:launch()
-    local ok
-    ok, problem = self:wait_healthy()
-    if ok then
-      if self.options.auth then enable_auth(self) end
-      return self
-    end
-    self:stop()
-  end
-  error(problem, 2)
+  local self = attempt(function()
+    local member = new_member(options or {}, "one")
+    member:launch()
+    return {member}
+  end)[1]
+  if self.options.auth then enable_auth(self) end
+  return self
 end
 
 --- Members of one cluster, all healthy. Options: as servers.etcd, and between: a function of a member's number and its
--- port for the others, that says where they find it, say the port of a proxy.
+-- port for the others, that says where they find it, say the port of a proxy. When ports turn out to be taken, it is
+-- asked again.
 function servers.cluster(count, options)
-  local members, parts = {}, {}
-  for i = 1, count do
-    members[i] = new_member(options or {}, "member" .. i)
-    local between = members[i].options.between
-    members[i].known_port = between and between(i, members[i].peer_port) or members[i].peer_port
-    parts[i] = ("%s=http://127.0.0.1:%d"):format(members[i].name, members[i].known_port)
-  end
-  for _, member in ipairs(members) do
-    member.cluster = table.concat(parts, ",")
-    member:launch()
-  end
-  for _, member in ipairs(members) do assert(member:wait_healthy()) end
-  return members
+  return attempt(function()
+    local members, parts = {}, {}
+    for i = 1, count do
+      members[i] = new_member(options or {}, "member" .. i)
+      local between = members[i].options.between
+      members[i].known_port = between and between(i, members[i].peer_port) or members[i].peer_port
+      parts[i] = ("%s=http://127.0.0.1:%d"):format(members[i].name, members[i].known_port)
+    end
+    for _, member in ipairs(members) do
+      member.cluster = table.concat(parts, ",")
+      member:launch()
+    end
+    return members
+  end)
 end
 
 -- ------------------------------------------------------------------ etcd's v2 API
@@ -321,9 +339,8 @@ local function zookeeper_config(self, members)
       lines[#lines + 1] = line
     end
   end
-  local between = self.options.between
   for i, member in ipairs(members or {}) do
-    local port = between and member ~= self and between(i, member.peer_port) or member.peer_port
+    local port = member ~= self and member.known_port or member.peer_port
     lines[#lines + 1] = ("server.%d=127.0.0.1:%d:%d"):format(i, port, member.election_port)
   end
   util.write(self.folder .. "/zoo.cfg", table.concat(lines, "\n") .. "\n")
@@ -352,7 +369,7 @@ function ZooKeeper:ask(word)
 end
 
 function ZooKeeper:healthy()
-  return native.listening(self.port) and self:ask("srvr"):find("Mode:", 1, true) ~= nil
+  return self.process:listens(self.port) and self:ask("srvr"):find("Mode:", 1, true) ~= nil
 end
 
 function ZooKeeper:wait_healthy()
@@ -383,30 +400,30 @@ ZooKeeper.start, ZooKeeper.kill, ZooKeeper.pause, ZooKeeper.resume, ZooKeeper.st
 
 --- One server.
 function servers.zookeeper(options)
-  local problem
-  for _ = 1, ATTEMPTS do
-    local self = new_zookeeper(options or {}, 1)
-    zookeeper_config(self)
-    self:launch()
-    local ok
-    ok, problem = self:wait_healthy()
-    if ok then return self end
-    self:stop()
-  end
-  error(problem, 2)
+  return attempt(function()
+    local member = new_zookeeper(options or {}, 1)
+    zookeeper_config(member)
+    member:launch()
+    return {member}
+  end)[1]
 end
 
 --- Members of one cluster, all healthy. Options: as servers.zookeeper, and between: a function of a member's number and
--- the port at which it leads, that says where the others find it.
+-- the port at which it leads, that says where the others find it; see servers.cluster.
 function servers.zookeeper_cluster(count, options)
-  local members = {}
-  for i = 1, count do members[i] = new_zookeeper(options or {}, i) end
-  for _, member in ipairs(members) do
-    zookeeper_config(member, members)
-    member:launch()
-  end
-  for _, member in ipairs(members) do assert(member:wait_healthy()) end
-  return members
+  return attempt(function()
+    local members = {}
+    for i = 1, count do
+      members[i] = new_zookeeper(options or {}, i)
+      local between = members[i].options.between
+      members[i].known_port = between and between(i, members[i].peer_port)
+    end
+    for _, member in ipairs(members) do
+      zookeeper_config(member, members)
+      member:launch()
+    end
+    return members
+  end)
 end
 
 -- ------------------------------------------------------------------ Consul
@@ -497,7 +514,7 @@ end
 
 --- It answers, and there is a leader.
 function Consul:healthy()
-  return native.listening(self.port) and self:try_ctl("kv", "delete", "kv-health") ~= nil
+  return self.process:listens(self.port) and self:try_ctl("kv", "delete", "kv-health") ~= nil
 end
 
 Consul.wait_healthy = Etcd.wait_healthy
@@ -527,31 +544,27 @@ end
 --- A server. Options: tls, client_certificates (it wants them), acl (with .token), data (it keeps its data when started
 -- again), connections (from one address), session_ttl_min, arguments.
 function servers.consul(options)
-  local problem
-  for _ = 1, ATTEMPTS do
-    local self = new_consul(options or {}, "one")
-    if self.options.data then self.expect = 1 end
-    write_config(self)
-    self:launch()
-    local ok
-    ok, problem = self:wait_healthy()
-    if ok then return self end
-    self:stop()
-  end
-  error(problem, 2)
+  return attempt(function()
+    local member = new_consul(options or {}, "one")
+    if member.options.data then member.expect = 1 end
+    write_config(member)
+    member:launch()
+    return {member}
+  end)[1]
 end
 
 --- Servers of one Consul cluster, all healthy.
 function servers.consul_cluster(count, options)
-  local members = {}
-  for i = 1, count do members[i] = new_consul(options or {}, "server" .. i) end
-  for _, member in ipairs(members) do
-    member.expect, member.others = count, members
-    write_config(member)
-    member:launch()
-  end
-  for _, member in ipairs(members) do assert(member:wait_healthy()) end
-  return members
+  return attempt(function()
+    local members = {}
+    for i = 1, count do members[i] = new_consul(options or {}, "server" .. i) end
+    for _, member in ipairs(members) do
+      member.expect, member.others = count, members
+      write_config(member)
+      member:launch()
+    end
+    return members
+  end)
 end
 
 return servers
