@@ -92,9 +92,10 @@ end
 local function attempt(launch)
   local problem
   for _ = 1, ATTEMPTS do
-    local members, ok = launch(), nil
-    ok, problem = all_healthy(members)
+    local members = launch()
+    local ok, why = all_healthy(members)
     if ok then return members end
+    problem = why
     for _, member in ipairs(members) do member:stop() end
   end
   error(problem, 3)

@@ -10,7 +10,7 @@ local eventually = util.eventually
 local open_stores, running = {}, {}
 
 local function open(url, options)
-  local all = {session_ttl = 2, connect_timeout = 1}
+  local all = {session_ttl = 20, connect_timeout = 1}
   for name, value in pairs(options or {}) do all[name] = value end
   local store = assert(kv.open(url, all))
   open_stores[#open_stores + 1] = store
@@ -44,12 +44,27 @@ local function follow(watch, state, key, value)
   return state
 end
 
+--- Servers of a cluster that is not taken for lost when all of it stands still for some seconds; who leads it.
+local function cluster(options)
+  local all = {tick = 1000}
+  for name, value in pairs(options or {}) do all[name] = value end
+  local members = servers.zookeeper_cluster(3, all)
+  for _, member in ipairs(members) do running[#running + 1] = member end
+  return members
+end
+
+local function leader_of(members)
+  return eventually(function()
+    for i, member in ipairs(members) do if member:mode() == "leader" then return i end end
+  end, "there is a leader", 60)
+end
+
 describe("ZooKeeper", function()
   after_each(finish)
 
   it("comes back after a kill: writes are there, the watch tells what happened", function()
     local zk = server()
-    local store = open(zk:url("/app"), {session_ttl = 20})
+    local store = open(zk:url("/app"))
     local other = open(zk:url("/app"))
     for i = 1, 20 do assert(store:put("dir/" .. i, "1")) end
     local watch = assert(store:watch_tree("dir"))
@@ -74,21 +89,23 @@ describe("ZooKeeper", function()
 
   it("heals watches when its session has expired meanwhile", function()
     local zk = server()
-    local store, other = open(zk:url(), {session_ttl = 1}), open(zk:url(), {session_ttl = 20})
-    for i = 1, 10 do assert(store:put("dir/sub/" .. i, "1")) end
+    local store, other = open(zk:url()), open(zk:url())
+    local function sessions() return tonumber(zk:ask("mntr"):match("zk_global_sessions%s+(%d+)")) end
+    for i = 1, 10 do assert(other:put("dir/sub/" .. i, "1")) end
     local tree, key = assert(store:watch_tree("dir")), assert(store:watch("dir/sub/1"))
     local absent = assert(store:watch("none"))
     local state = follow(tree, {}, "dir/sub/10", "1")
     local one = follow(key, {}, "dir/sub/1", "1")
     assert(absent:wait_synced(5))
+    local without = sessions()
     local child = util.lua("spec/support/child.lua", zk:url(), "", "session_ttl=1")
-    assert.equal("ready", child:line(10))
+    assert.equal("ready", child:line(30))
     assert(child:write("watch\tdir/sub/1\n"))
-    assert.equal("true", child:line(10))
+    assert.equal("true", child:line(30))
     assert(child:write("next\n"))
-    assert.equal("put dir/sub/1 1", child:line(10))
+    assert.equal("put dir/sub/1 1", child:line(30))
     child:kill("STOP")
-    native.sleep(3) -- far more than the session's second: the server has forgotten it
+    eventually(function() return sessions() == without end, "the server has forgotten its session", 30)
     assert(other:put("dir/sub/1", "2"))
     assert(other:delete("dir/sub/1"))
     assert(other:put("dir/sub/1", "3"))
@@ -133,14 +150,15 @@ describe("ZooKeeper", function()
   it("that lost its data and got other data with the same numbers is followed all the same", function()
     local zk = server()
     local function fill(value)
-      local store = assert(kv.open(zk:url(), {timeout = 20}))
+      -- An attempt to connect that is given up leaves a session behind, which counts as well.
+      local store = assert(kv.open(zk:url(), {timeout = 20, connect_timeout = 20}))
       local pairs_there = {}
       for i = 1, 5 do pairs_there[i] = assert(store:put("dir/" .. i, value)) end
       store:close()
       return pairs_there
     end
     local old, proxy = fill("old"), proxies.start(zk.port)
-    local store = open("zk://127.0.0.1:" .. proxy.port, {session_ttl = 20})
+    local store = open("zk://127.0.0.1:" .. proxy.port)
     local tree, key = assert(store:watch_tree("dir")), assert(store:watch("dir/1"))
     local state, one = follow(tree, {}, "dir/5", "old"), follow(key, {}, "dir/1", "old")
     proxy:tell("refuse") -- nobody else may do anything there
@@ -162,23 +180,26 @@ describe("ZooKeeper", function()
     assert(quick:put("key", "v"))
     silent:pause()
     local start = native.now()
-    local reads
     kv.run(function()
-      local task = kv.spawn(function() return slow:put("key", "w", {timeout = 2}) end)
-      reads = 0
-      while native.now() - start < 1 do
+      local over, reads = false, 0
+      local task = kv.spawn(function()
+        local pair, message, code = slow:put("key", "w", {timeout = 2})
+        over = true
+        return pair, message, code
+      end)
+      while not over do
         assert(quick:get("key"))
         reads = reads + 1
       end
       local pair, message, code = task:join(10)
       assert.is_nil(pair)
       assert.equal("unknown", code, message)
+      assert.is_true(reads > 20, "only " .. reads .. " reads")
     end)
-    assert.is_true(reads > 200, "only " .. reads .. " reads")
-    assert.is_true(native.now() - start < 4)
+    assert.is_true(native.now() - start < 15)
     start = native.now()
     slow:close()
-    assert.is_true(native.now() - start < 4, "closing took " .. native.now() - start)
+    assert.is_true(native.now() - start < 15, "closing took " .. native.now() - start)
     silent:resume()
   end)
 
@@ -213,7 +234,7 @@ describe("ZooKeeper", function()
 
   it("a key that is put over one whose maker died in the middle of a put with a time to live, stays", function()
     local zk = server()
-    local store = open(zk:url("/app"), {session_ttl = 20})
+    local store = open(zk:url("/app"))
     local children = {}
     for i = 1, 24 do
       children[i] = util.lua("spec/support/child.lua", zk:url(), "app", "session_ttl=2")
@@ -229,13 +250,13 @@ describe("ZooKeeper", function()
       assert(store:put("key" .. i, "stays"))
     end
     -- One that is left alone shows when the server has removed what it wants to remove.
-    local last = util.lua("spec/support/child.lua", zk:url(), "app", "session_ttl=2")
+    local last = util.lua("spec/support/child.lua", zk:url(), "app", "session_ttl=20")
     assert.equal("ready", last:line(20))
     assert(last:write("put\tcontrol\tfirst\t1\n"))
     assert.truthy(last:line(20):find("^%d+ first"))
     last:kill("KILL")
     last:wait(10)
-    eventually(function() return store:get("control") == nil end, "the reaper was there", 20)
+    eventually(function() return store:exists("control") == false end, "the reaper was there", 20)
     for i = 1, #children do
       local pair = store:get("key" .. i)
       assert.equal("stays", pair and pair.value, "key" .. i)
@@ -244,15 +265,11 @@ describe("ZooKeeper", function()
 
   it("that hears of everything late does not answer strong reads before", function()
     local between = {}
-    local members = servers.zookeeper_cluster(3, {between = function(i, port)
-      between[i] = between[i] or proxies.start(port)
+    local members = cluster{between = function(i, port)
+      between[i] = proxies.start(port)
       return between[i].port
-    end})
-    local leader
-    for i, member in ipairs(members) do
-      running[#running + 1] = member
-      if member:mode() == "leader" then leader = i end
-    end
+    end}
+    local leader = leader_of(members)
     local follower = members[leader % 3 + 1]
     local store, late = open(members[leader]:url("/app"), {timeout = 20}), open(follower:url("/app"), {timeout = 20})
     assert(store:put("key", "0"))
@@ -269,18 +286,16 @@ describe("ZooKeeper", function()
   end)
 
   it("without quorum is unavailable, and a cluster survives its leader", function()
-    local members = servers.zookeeper_cluster(3)
-    for _, member in ipairs(members) do running[#running + 1] = member end
+    local members = cluster()
     local hosts = {}
     for i, member in ipairs(members) do hosts[i] = "127.0.0.1:" .. member.port end
-    local store = open("zk://" .. table.concat(hosts, ",") .. "/app", {timeout = 15})
+    local store = open("zk://" .. table.concat(hosts, ",") .. "/app", {timeout = 30})
     local watch, state = assert(store:watch_tree("")), {}
     local acknowledged, unknown, leader = {}, {}, nil
-    local lock = assert(assert(store:lock("door", {ttl = 8})):acquire(10))
+    local lock = assert(assert(store:lock("door", {ttl = 20})):acquire(10))
     for i = 1, 150 do
       if i == 50 then
-        for _, member in ipairs(members) do if member:mode() == "leader" then leader = member end end
-        assert(leader, "there is a leader")
+        leader = members[leader_of(members)]
         leader:kill()
       end
       local pair, message, code = store:put("key" .. i % 10, tostring(i))
@@ -288,12 +303,12 @@ describe("ZooKeeper", function()
         acknowledged["key" .. i % 10] = i
       else
         assert.equal("unknown", code, message)
-        unknown["key" .. i % 10] = i
+        unknown[i] = true
       end
     end
     for key, last in pairs(acknowledged) do
       local value = tonumber(assert(store:get(key)).value)
-      assert.is_true(value == last or value == unknown[key], key)
+      assert.is_true(value == last or value > last and unknown[value], key)
     end
     assert(store:put("end", "reached"))
     follow(watch, state, "end", "reached")

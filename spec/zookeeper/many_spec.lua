@@ -4,7 +4,7 @@ local kv = require("kv")
 local servers = require("spec.support.servers")
 
 local PATIENCE = 60
-local WATCHERS = 30 -- more of them would slow down the deleting that they wait for
+local WATCHERS = 15 -- more of them would slow down the deleting that they wait for
 
 -- How many keys of the directory a watch has told and not taken back when it tells the key "end" with this value.
 local function known_at_end(watch, value)
@@ -22,8 +22,8 @@ end
 describe("ZooKeeper with very many children", function()
   -- A watch holds that many reads under way; here most of them are of nodes that go meanwhile, on several sessions.
   it("a watch that begins while they are being deleted gets to the end", function()
-    local zk = servers.zookeeper()
-    local store = assert(kv.open(zk:url("/app"), {timeout = PATIENCE}))
+    local zk = servers.zookeeper{arguments = {"-Xmx512m"}}
+    local store = assert(kv.open(zk:url("/app"), {timeout = PATIENCE, session_ttl = PATIENCE}))
     local values, long = {}, ("x"):rep(300)
     for i = 1, 4000 do values["dir/" .. long .. i] = "v" end
     for round = 1, 2 do
@@ -37,7 +37,7 @@ describe("ZooKeeper with very many children", function()
           assert(done, message)
         end)
         while not over and #watchers < WATCHERS do
-          local other = assert(kv.open(zk:url("/app")))
+          local other = assert(kv.open(zk:url("/app"), {session_ttl = PATIENCE}))
           watchers[#watchers + 1] = {store = other, watch = assert(other:watch_tree(""))}
           kv.sleep(0.1)
         end

@@ -11,7 +11,7 @@ describe("ZooKeeper's network", function()
   local zk, proxy, direct, stores
 
   local function open(options)
-    local all = {session_ttl = 3, connect_timeout = 1, timeout = 10}
+    local all = {session_ttl = 20, connect_timeout = 1, timeout = 10}
     for name, value in pairs(options or {}) do all[name] = value end
     local store = assert(kv.open("zk://localhost:" .. proxy.port, all))
     stores[#stores + 1] = store
@@ -57,16 +57,16 @@ describe("ZooKeeper's network", function()
     proxy:tell("refuse")
     proxy:tell("cut")
     eventually(function() return not store:info().connected end, "it notices")
-    local pair, message, code = store:put("key", "v", {timeout = 0.5})
+    local pair, message, code = store:put("key", "v", {timeout = 3})
     assert.is_nil(pair)
     assert.equal("unavailable", code, message)
     proxy:tell("listen")
-    assert.is_nil((direct:get("key")))
+    assert.is_false(direct:exists("key"))
     assert(store:put("key", "w", {timeout = 10}))
   end)
 
   it("reads that wait to share a sync are answered after a cut too", function()
-    local store = open{session_ttl = 20}
+    local store = open()
     for i = 1, 50 do assert(direct:put("key/" .. i, "v" .. i)) end
     assert(store:ping())
     proxy:tell("delay 20")
@@ -78,7 +78,7 @@ describe("ZooKeeper's network", function()
             assert.equal("v" .. i, assert(store:get("key/" .. i)).value)
             answered = answered + 1
           end
-          assert.is_nil((store:get("none/" .. i)))
+          assert.is_false(store:exists("none/" .. i))
         end)
       end
       for _, limit in ipairs{0, 60, 140} do
@@ -90,7 +90,7 @@ describe("ZooKeeper's network", function()
   end)
 
   it("a cut in the middle of answers loses no event", function()
-    local store = open{session_ttl = 20}
+    local store = open()
     for i = 1, 200 do assert(direct:put("dir/" .. i, ("x"):rep(100))) end
     local watch, state = assert(store:watch_tree("dir")), {}
     for round = 1, 5 do
@@ -123,14 +123,14 @@ describe("ZooKeeper's network", function()
     local second, count = proxies.start(zk.port), 1500
     second:tell("refuse")
     local store = assert(kv.open(("zk://127.0.0.1:%d,127.0.0.1:%d"):format(proxy.port, second.port),
-      {session_ttl = 1, connect_timeout = 1, timeout = 10}))
+      {session_ttl = 4, connect_timeout = 1, timeout = 10}))
     stores[#stores + 1] = store
     assert(store:ping())
     second:tell("listen")
     proxy:tell("refuse")
     local values, long = {}, ("k"):rep(420)
     for i = 1, count do values[("dir/%s%d"):format(long, i)] = "v" end
-    assert(direct:put_many(values))
+    assert(direct:put_many(values, {timeout = 60}))
     local watch = assert(store:watch_tree("dir"))
     for _ = 1, count do assert.equal("put", assert(watch:next(20)).type) end
     assert.equal("1 1", proxy:number("open") .. " " .. second:number("open"))
@@ -138,7 +138,7 @@ describe("ZooKeeper's network", function()
     proxy:tell("now silent")
     eventually(function()
       return zk:ask("mntr"):match("zk_global_sessions%s+(%d+)") == "2" -- of the other store, and the second of this one
-    end, "the server has forgotten the first session", 10)
+    end, "the server has forgotten the first session", 30)
     second:tell("listen")
     assert(direct:delete("dir/" .. long .. 7))
     assert(direct:put("dir/end", "v"))
@@ -166,16 +166,18 @@ describe("ZooKeeper's network", function()
     assert.is_nil(got)
     assert.equal("timeout", code, message)
     proxy:tell("now pass")
-    local other = assert(direct:lock("door", {ttl = 3}))
-    assert(other:acquire(15))
-    eventually(function()
-      local _, count = zk:ask("dump"):gsub("%-lock%-", "")
-      return count == 1
-    end, "only the holder's entry is there", 10)
+    local function entries()
+      local text = zk:ask("dump")
+      assert(text ~= "", "the server does not answer")
+      return select(2, text:gsub("%-lock%-", ""))
+    end
+    local other = assert(direct:lock("door", {ttl = 20}))
+    assert(other:acquire(30))
+    eventually(function() return entries() == 1 end, "only the holder's entry is there", 30)
     assert(other:release())
-    assert(lock:acquire(10))
+    assert(lock:acquire(30))
     assert(lock:release())
-    eventually(function() return not zk:ask("dump"):find("-lock-", 1, true) end, "no entry is left", 10)
+    eventually(function() return entries() == 0 end, "no entry is left", 30)
   end)
 
   it("a lock survives a connection that is cut", function()
@@ -186,15 +188,15 @@ describe("ZooKeeper's network", function()
       native.sleep(0.3)
       assert.is_true(lock:held())
     end
-    eventually(function() return lock:state() == "held" end, "it is renewed", 5)
+    eventually(function() return lock:state() == "held" end, "it is renewed", 30)
     assert(lock:release())
   end)
 
   it("waiters whose connection is cut get their turn", function()
     local store = open()
-    local lock = assert(assert(direct:lock("door", {ttl = 6})):acquire(5))
+    local lock = assert(assert(direct:lock("door", {ttl = 20})):acquire(5))
     kv.run(function()
-      local waiter = assert(store:lock("door", {ttl = 6}))
+      local waiter = assert(store:lock("door", {ttl = 20}))
       local task = kv.spawn(function() return waiter:acquire(20) end)
       while waiter:state() ~= "waiting" do kv.sleep(0.01) end
       kv.sleep(0.2)
@@ -209,17 +211,17 @@ describe("ZooKeeper's network", function()
 
   it("a lease that cannot be renewed is lost in time, with its keys", function()
     local store = open()
-    local lease = assert(store:lease(1))
+    local lease = assert(store:lease(3))
     assert(store:put("leased", "v", {lease = lease}))
     proxy:tell("now silent")
     local start = native.now()
-    local reason, message = lease:wait_lost(10)
+    local reason, message = lease:wait_lost(20)
     assert.is_truthy(reason, message)
-    assert.is_true(native.now() - start < 2)
-    eventually(function() return direct:get("leased") == nil end, "the key went", 5)
+    assert.is_true(native.now() - start < 8)
+    eventually(function() return direct:exists("leased") == false end, "the key went", 30)
     proxy:tell("now pass")
     proxy:tell("cut")
-    assert(store:put("leased", "again", {timeout = 10}))
+    assert(store:put("leased", "again", {timeout = 30}))
   end)
 
   it("a handshake that is not answered ends in time", function()
@@ -229,20 +231,20 @@ describe("ZooKeeper's network", function()
     local value, message, code = store:get("key", {timeout = 2.5})
     assert.is_nil(value)
     assert.is_truthy(code == "unavailable" or code == "timeout", message)
-    assert.is_true(native.now() - start < 4)
+    assert.is_true(native.now() - start < 15)
     proxy:tell("pass")
-    assert.is_nil((store:get("key", {timeout = 10})))
+    assert.is_false(store:exists("key", {timeout = 30}))
   end)
 
   it("of two hosts the dead one is left alone", function()
-    local store = assert(kv.open(("zk://127.0.0.1:%d,127.0.0.1:%d"):format(native.port(), zk.port), {timeout = 5}))
+    local store = assert(kv.open(("zk://127.0.0.1:%d,127.0.0.1:%d"):format(native.port(), zk.port), {timeout = 30}))
     stores[#stores + 1] = store
     for i = 1, 10 do assert(store:put("key", tostring(i))) end
     assert.equal("127.0.0.1:" .. zk.port, store:info().endpoint)
   end)
 
   it("a host whose name cannot be resolved is told by its name", function()
-    local store = assert(kv.open("zk://no-such-host.invalid", {timeout = 2}))
+    local store = assert(kv.open("zk://no-such-host.invalid", {connect_timeout = 1, timeout = 4}))
     stores[#stores + 1] = store
     local value, message, code = store:get("key")
     assert.is_nil(value)
