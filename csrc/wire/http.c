@@ -94,7 +94,7 @@ static int about_to_send(void *context, char *remote, char *local, int remote_po
     transfer->wants_socket = true;
     return CURL_PREREQFUNC_ABORT;
   }
-  if (++transfer->sends > 1 && request->write) return CURL_PREREQFUNC_ABORT;
+  if (++transfer->sends > 1 && (request->write || request->lasting)) return CURL_PREREQFUNC_ABORT;
   transfer->server->heard = transfer->client->host->now(); /* it let us connect */
   request->sent = true;
   if (transfer->sends == 1 && request->on_sent) request->on_sent(request);
@@ -345,6 +345,7 @@ static void completed(struct http_transfer *transfer, CURLcode code) {
   snprintf(problem, sizeof problem, "%s: %s", server->name, why);
   if (outcome == HTTP_ANSWERED) http_pool_answered(client, server);
   bool refused = outcome == HTTP_LOST && transfer->fresh && !transfer->head.size && code != CURLE_OPERATION_TIMEDOUT;
+  if (outcome == HTTP_LOST && !refused && code != CURLE_OPERATION_TIMEDOUT) client->breaks++;
   if (refused && server->live) http_crowded(client);
   else if (code == CURLE_OPERATION_TIMEDOUT && request->sent) http_pool_silent(client, server);
   else if (outcome == HTTP_LOST || outcome == HTTP_NOT_SENT) http_pool_trouble(client, server);
@@ -554,6 +555,12 @@ static void forget_probe(struct http_transfer *transfer) {
   transfer->request = NULL;
 }
 
+/* Who asked for a long poll counted on what a server had told that may be another one by now. */
+static bool is_outdated(const struct http_transfer *transfer) {
+  const struct http_request *request = transfer->request;
+  return request && request->lasting && transfer->breaks != transfer->client->breaks;
+}
+
 /* Start what waits in the list as long as there are connections. */
 static bool start_waiting(struct http_client *client, struct http_list *list) {
   struct http_server *server;
@@ -562,6 +569,10 @@ static bool start_waiting(struct http_client *client, struct http_list *list) {
   while (list->first && (list == &client->waiting || http_pool_long_may_begin(client))) {
     const struct http_request *request = list->first->request;
     bool unproved = client->probe_path && request && request->write;
+    if (is_outdated(list->first)) {
+      give_back(queue_pop(list), HTTP_NOT_SENT, "a connection broke before it could be sent");
+      continue;
+    }
     fd = -1;
     server = http_pool_idle(client);
     if (!server && ((unproved && client->probing >= list->count) || !http_pool_spare(client, &server, &fd))) break;
@@ -683,6 +694,7 @@ void http_start(struct http_client *client, struct http_request *request) {
     kv_buffer_init(request->body, request->body->limit);
   }
   transfer->request = request;
+  transfer->breaks = client->breaks;
   transfer->state = HTTP_WAITING;
   request->transfer = transfer;
   queue_push(request->lasting ? &client->waiting_long : &client->waiting, transfer, false);
@@ -718,6 +730,10 @@ void http_doubt(struct http_client *client, const struct http_request *request) 
   int64_t now = client->host->now();
   if (!transfer || transfer->state != HTTP_RUNNING || now - transfer->started < SILENCE) return;
   if (now - transfer->server->heard >= SILENCE) http_pool_silent(client, transfer->server);
+}
+
+uint64_t http_breaks(const struct http_client *client) {
+  return client->breaks;
 }
 
 size_t http_running(const struct http_client *client) {

@@ -41,7 +41,8 @@ struct http_request {
   struct kv_buffer *body;    /* or NULL. Its bytes are taken by http_start(), which leaves it empty */
   const char *content_type;  /* of the body, or NULL */
   bool write;                /* must not be sent twice */
-  bool lasting;              /* a long poll: has a connection beside those that the cap counts */
+  bool lasting;              /* a long poll: has a connection beside those that the cap counts. It is not sent any more,
+                              * or again, when a connection broke meanwhile (see http_breaks()) */
   double timeout;            /* seconds from being sent; 0: the owner cancels when he has waited enough */
   size_t answer_max;         /* bytes of body */
   void (*on_sent)(struct http_request *request);
@@ -91,6 +92,9 @@ void http_cancel(struct http_client *client, struct http_request *request);
 void http_doubt(struct http_client *client, const struct http_request *request);
 /* The server refuses connections because we have too many: do with fewer for a while. */
 void http_crowded(struct http_client *client);
+/* How many connections broke: a server that answers after another one of them may have begun anew since, without the
+ * state that a long poll counts on. */
+uint64_t http_breaks(const struct http_client *client);
 /* Requests that are out or wait for a connection. */
 size_t http_running(const struct http_client *client);
 

@@ -57,6 +57,7 @@ struct http_transfer {
   bool fresh;                       /* on a connection that nothing was sent on before */
   bool overflow;
   unsigned sends;
+  uint64_t breaks;                  /* the client's, when it was asked for */
   int64_t started;
   struct curl_slist *headers;       /* own ones, in front of the client's; or NULL */
   struct kv_buffer path, body, answer, head;
@@ -92,6 +93,7 @@ struct http_client {
   struct http_transfer *running, *dying, *pool;
   struct http_request *refused;     /* for want of memory; to be told */
   size_t running_count, lasting, pooled;
+  uint64_t breaks;                  /* see http_breaks() */
   const char *probe_path;
   size_t probing;                   /* new connections that are being proved */
   struct kv_task pump;

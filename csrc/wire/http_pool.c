@@ -132,6 +132,13 @@ static void mark_dead(struct http_socket *sock) {
   if (sock->dead) return;
   sock->dead = true;
   if (sock->server->live) sock->server->live--;
+  if (!sock->server->live) sock->server->client->breaks++; /* nobody is left to tell of a restart */
+}
+
+/* It was used before, and is closed by the other side. */
+static void mark_broken(struct http_socket *sock) {
+  if (!sock->dead) sock->server->client->breaks++;
+  mark_dead(sock);
 }
 
 /* libcurl looks whether a kept connection was closed, but does not see every way in which that happens. */
@@ -139,7 +146,7 @@ bool http_pool_is_dead(struct http_server *server, int local_port) {
   struct http_socket *sock = server->sockets;
   while (sock && sock->local_port != local_port) sock = sock->next;
   if (!sock || (!sock->dead && still_open(sock->io.fd))) return false;
-  mark_dead(sock);
+  mark_broken(sock);
   return true;
 }
 
@@ -346,7 +353,7 @@ static void ready(struct kv_io *io, unsigned events) {
   int what = 0;
   if (!sock->in_use) { /* closed by the server, or it speaks out of turn */
     client->host->io_remove(io);
-    mark_dead(sock);
+    mark_broken(sock);
     return;
   }
   sock->server->heard = client->host->now();

@@ -148,6 +148,30 @@ static struct {
   bool talks[1024]; /* by descriptor */
 } peer = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
+static int listen_at(int *port) {
+  struct sockaddr_in address = {
+      .sin_family = AF_INET, .sin_port = htons((uint16_t)*port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+  socklen_t size = sizeof address;
+  int on = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+  if (bind(fd, (void *)&address, size) != 0 || listen(fd, 128) != 0) return -1;
+  getsockname(fd, (void *)&address, &size);
+  *port = ntohs(address.sin_port);
+  return fd;
+}
+
+static int listen_anywhere(int *port) {
+  *port = 0;
+  return listen_at(port);
+}
+
+/* After shutdown(). */
+static void listen_again(void) {
+  int fd = listen_at(&peer.port);
+  if (fd < 0 || dup2(fd, peer.listener) < 0) perror("listen_again");
+  close(fd);
+}
+
 static void say(int fd, const char *text) {
   if (send(fd, text, strlen(text), MSG_NOSIGNAL) < 0) return;
 }
@@ -166,6 +190,11 @@ static bool answer(int fd, const char *head) {
     say(fd, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nabcd\r\n3\r\nefg\r\n0\r\n\r\n");
   } else if (strncmp(path, "/last", 5) == 0) {
     say(fd, "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 3\r\n\r\nbye");
+    return false;
+  } else if (strncmp(path, "/soon-over", 10) == 0) {
+    say(fd, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nsoon");
+    nanosleep(&(struct timespec){0, 300000000}, NULL);
+    listen_again(); /* as a server that was started anew */
     return false;
   } else if (strncmp(path, "/drop", 5) == 0) {
     atomic_fetch_add(&peer.drops, 1);
@@ -268,16 +297,6 @@ static void *serve(void *argument) {
     if (pthread_create(&thread, NULL, converse, (void *)(intptr_t)fd) == 0) pthread_detach(thread);
   }
   return NULL;
-}
-
-static int listen_anywhere(int *port) {
-  struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-  socklen_t size = sizeof address;
-  int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-  if (bind(fd, (void *)&address, size) != 0 || listen(fd, 128) != 0) return -1;
-  getsockname(fd, (void *)&address, &size);
-  *port = ntohs(address.sin_port);
-  return fd;
 }
 
 static void peer_begin(void) {
@@ -507,6 +526,30 @@ TEST(many_share_few_connections) {
   }
   CHECK(atomic_load(&peer.most_open) <= 64);
   CHECK(atomic_load(&peer.most_open) >= 8);
+  end(store);
+}
+
+/* It counts on what was told by a server that may have lost it since. */
+TEST(a_long_poll_does_not_wait_for_the_next_server) {
+  kv_store *store = open_peer();
+  REQUIRE(store != NULL);
+  CHECK(begins(get(store, "soon-over"), "answered"));
+  shutdown(peer.listener, SHUT_RDWR); /* the poll needs a second connection */
+  submit(store, KV_GET, "never", "", KV_FAST, 20);
+  CHECK(begins(take(20), "not_sent sent=0"));
+  CHECK(begins(get(store, "ok"), "answered"));
+  end(store);
+}
+
+/* libcurl by itself sends again what a kept connection swallowed. */
+TEST(a_long_poll_is_not_sent_twice) {
+  kv_store *store = open_peer();
+  REQUIRE(store != NULL);
+  for (int i = 0; i < 4; i++) submit(store, KV_GET, "slow", "", 0, 5);
+  for (int i = 0; i < 4; i++) CHECK(begins(take(5), "answered"));
+  submit(store, KV_GET, "drop", "", KV_FAST, 5);
+  CHECK(begins(take(5), "lost sent=1 status=0"));
+  CHECK_EQ(peer.drops, 1);
   end(store);
 }
 

@@ -93,6 +93,7 @@ struct consul_source {
   bool retired;              /* an ancestor that is not needed any more */
   bool denied;               /* an ancestor that may not be read */
   uint64_t index;            /* of the state that is known, 0: none */
+  uint64_t breaks;           /* of connections, when it was learned */
   uint64_t newest;           /* the index that came last, and when */
   int64_t newest_at;
   uint64_t pass;
@@ -109,6 +110,19 @@ static void service_later(struct consul *consul) {
 
 static kv_slice key_of(const struct consul_source *source) {
   return (kv_slice){source->key, source->key_size};
+}
+
+/* What is known, and that it is: from a server that lives on, as far as one can tell. */
+static void know(struct consul_source *source, uint64_t index) {
+  source->index = index;
+  source->breaks = http_breaks(source->consul->calls.http);
+}
+
+/* The server may have lost its data since; it would wait for an index that it comes to in an hour. */
+static void check_current(struct consul_source *source) {
+  if (!source->index || source->breaks == http_breaks(source->consul->calls.http)) return;
+  source->index = source->newest = 0;
+  source->restart = true;
 }
 
 static bool wanted(const struct consul_source *source) {
@@ -461,7 +475,7 @@ static bool complete_state(struct consul_read *reader) {
   struct consul_source *source = reader->source;
   bool news = reader->mark != source->mark;
   if (reader->pass != source->pass) return true; /* a later one has begun */
-  source->index = reader->coming;
+  know(source, reader->coming);
   source->mark = reader->mark;
   if (doubts(source)) {
     source->doubted = source->pass;
@@ -480,7 +494,7 @@ static void complete(struct consul_read *reader) {
   source->denied = false;
   if (source->kind == SOURCE_ANCESTOR) {
     news = reader->coming != source->index;
-    source->index = reader->coming;
+    know(source, reader->coming);
     source->restart = false;
     if (news) mark_others_due(&source->consul->watches);
   } else if (!reader->skip) {
@@ -718,6 +732,7 @@ static void return_slot(struct consul_watches *watches, struct consul_source *so
 
 static void ask_for(struct consul_watches *watches, struct consul_source *source) {
   const struct consul_source *ancestor = watches->ancestor;
+  if (source->slot && !source->plain.out && !source->block.out) check_current(source);
   bool plain = source->restart || (!source->slot && source->due);
   if (!source->slot && ancestor && ancestor->failures && !ancestor->denied) return; /* it would fail like that one */
   if (!wanted(source) || source->paused || source->doubted) return;
@@ -735,6 +750,7 @@ static void ask_all(struct consul_watches *watches) {
     if (!source->slot && wanted(source) && (source->due || source->restart || source->plain.out)) all_read = false;
   }
   if (!ancestor || ancestor->paused || ancestor->plain.out || ancestor->block.out) return;
+  check_current(ancestor);
   if (ancestor->restart || !ancestor->index)
     ask(&ancestor->plain, false);
   else if (all_read)
@@ -816,7 +832,7 @@ void consul_wait_gone(struct consul_call *call, kv_slice key, uint64_t index, co
   call->waiter = waiter;
   /* What was there at that index is known to him: when nothing is known here yet, it is enough to wait behind it. */
   bool known = !source->index && !source->plain.out && !source->feeds && !waiter->next;
-  if (known) source->index = index;
+  if (known) know(source, index);
   source->restart = !known;
   source->due = true;
   service_later(consul);
