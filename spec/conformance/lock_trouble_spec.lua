@@ -109,17 +109,17 @@ describe("lock: names and times", function()
 end)
 
 describe("lock: a program that does something else", function()
-  suite.case("that blocks for three times the ttl keeps it", function(t)
-    local lock = acquired(t, "door", {ttl = 3})
+  suite.case("that blocks for longer than the ttl keeps it", function(t)
+    local lock = acquired(t, "door", {ttl = 6})
     local child = t:child()
     assert(child:write("lock\tdoor\t10\t60\n"))
-    native.sleep(3 * lock.ttl) -- and nothing of the library runs in this thread
+    native.sleep(1.5 * lock.ttl) -- and nothing of the library runs in this thread
     assert.is_true(lock:held())
     assert.equal("held", lock:state())
     assert.is_nil((child:line(0)))
     if t.store:supports("txn") then assert(t.store:txn():guard(lock):put("data", "mine"):commit()) end
     assert(lock:release())
-    assert.is_truthy(assert(child:line(20)):find("^held "))
+    assert.is_true(tonumber(assert(child:line(20)):match("^held (%d+)$")) > lock.token)
   end, "lock")
 
   suite.case("whose clock is set by an hour, back and forth, keeps it and waits as long as it should", function(t)
@@ -127,13 +127,15 @@ describe("lock: a program that does something else", function()
     local environment = {("LD_PRELOAD=./%s/support/stepped_clock.so"):format(os.getenv("KV_BUILD") or "build"),
       "KV_STEPPED_CLOCK=" .. clock}
     local child = t:child("", environment)
-    local token = tonumber(t.ask(child, "lock", "door", "2", "10"):match("^held (%d+)$"))
+    local ttl = 6
+    local token = tonumber(t.ask(child, "lock", "door", tostring(ttl), "10"):match("^held (%d+)$"))
     local other = assert(t.store:lock("door"))
     for _, step in ipairs{3600, -3600} do
       util.write(clock, tostring(step))
       local off = tonumber(t.ask(child, "day")) - os.time()
-      assert.is_true(math.abs(off - step) <= 2, "the clock is not set: " .. off)
-      t.fails("timeout", other:acquire(3))
+      assert.is_true(math.abs(off - step) <= 30, "the clock is not set: " .. off)
+      -- Forward it would seem to be over at once; back, its renewals would come an hour late.
+      t.fails("timeout", other:acquire(step > 0 and 0.5 * ttl or 1.2 * ttl))
       assert.equal("true", t.ask(child, "held"))
       assert.equal("held", t.ask(child, "state"))
     end
@@ -141,12 +143,12 @@ describe("lock: a program that does something else", function()
     assert(other:acquire(10))
     assert.is_true(other.token > token)
     -- and its own waiting is not cut short or drawn out
+    local start = t.now()
     assert(child:write("lock\tdoor\t2\t1.5\n"))
     native.sleep(0.2)
     util.write(clock, "3600")
-    local start = t.now()
     assert.is_truthy(assert(child:line(20)):find("^error timeout"))
-    assert.is_true(t.now() - start > 0.8 and t.now() - start < 10)
+    assert.is_true(t.now() - start >= 1.4 and t.now() - start < 15)
     assert(other:release())
   end, "lock")
 
@@ -166,7 +168,7 @@ describe("lock: a program that does something else", function()
   end, "lock")
 
   suite.case("that forks holds it in the parent alone", function(t)
-    local lock = acquired(t, "door", {ttl = 4})
+    local lock = acquired(t, "door", {ttl = 6})
     local pid = assert(native.fork())
     if pid == 0 then
       local problem = 0

@@ -46,17 +46,16 @@ describe("tasks", function()
   end)
 
   suite.case("an error that nobody joins is raised by run", function(t)
-    local finished = false
+    local slept
     local raised = t.raises(t.kv.run, function()
       t.kv.spawn(function()
         t.kv.sleep(0.01)
         error("lonely")
       end)
-      t.kv.sleep(0.05)
-      finished = true
+      slept = {t.kv.sleep(60)}
     end)
     assert.is_truthy(tostring(raised):find("lonely", 1, true))
-    assert.is_boolean(finished)
+    assert.equal("cancelled", slept[3])
     assert.equal(1, t.kv.run(function() return 1 end))
   end)
 
@@ -86,13 +85,13 @@ describe("tasks", function()
   end)
 
   suite.task("join gives up in time", function(t)
+    local given_up = false
     local task = t.kv.spawn(function()
-      t.kv.sleep(0.5)
+      t:eventually(function() return given_up end, "the join has given up", 20)
       return "late"
     end)
-    local start = t.now()
     t.fails("timeout", task:join(0.1))
-    assert.is_true(t.now() - start < 0.4)
+    given_up = true
     assert.equal("late", (task:join(10)))
   end)
 
@@ -111,7 +110,7 @@ describe("tasks", function()
     for i = 1, 50 do tasks[i] = t.kv.spawn(function() t.kv.sleep(0.2) end) end
     for _, task in ipairs(tasks) do task:join() end
     local took = t.now() - start
-    assert.is_true(took >= 0.19 and took < 2, "it took " .. took)
+    assert.is_true(took >= 0.19 and took < 8, "it took " .. took) -- one after the other they take 10
   end)
 
   suite.task("sleepers wake in the order of their times", function(t)
@@ -158,11 +157,9 @@ describe("tasks", function()
       return "went on"
     end)
     t.kv.sleep(0.01)
-    local start = t.now()
-    task:cancel()
-    t.kv.pcall(task.join, task, 5)
-    assert.is_true(t.now() - start < 4)
-    if result then assert.equal("cancelled", result[3]) end
+    assert.is_true(task:cancel())
+    assert.equal("went on", (task:join(30)))
+    t.fails("cancelled", result[1], result[2], result[3])
   end)
 
   suite.task("cancel wakes a watch, and the watch stays good", function(t)

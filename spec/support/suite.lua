@@ -95,6 +95,27 @@ function T.quiet(watch, seconds)
   assert.equal("timeout", code, message)
 end
 
+--- Waits until a lock, a semaphore or an election that somebody else holds has `waiter` in its line. Its state alone
+-- does not tell: it waits from the call on. So `probe`, another handle of the same name, tries once behind it: when
+-- that one was in the line and has left it again, the waiter is there.
+function T:in_line(waiter, probe)
+  self:eventually(function() return waiter:state() == "waiting" end, "it waits")
+  T.fails("timeout", probe:acquire(0))
+end
+
+--- Within how many seconds others have what a process held that was killed: by its time to live (on Consul twice that,
+-- and the lock-delay), and with ten seconds for a busy machine.
+function T:inherited_within(ttl)
+  return (self.backend == "consul" and 2 * ttl or ttl) + 10
+end
+
+--- Waits until a key has gone that was written at `start` or later with this time to live: not before its time.
+function T:goes(key, start, ttl)
+  self:eventually(function() return self.store:exists(key) == false end, key .. " went away", 15)
+  local took = native.now() - start
+  assert.is_true(took >= 0.9 * ttl, "too early: " .. took)
+end
+
 --- Keys of a list of pairs, joined by blanks.
 function T.keys(pairs_found)
   local names = {}
