@@ -50,7 +50,7 @@ function cli.wait_line(process, text, seconds) return util.line_with(process, te
 -- Put into the store what the table says.
 function cli.fill(url, values)
   local store = assert(kv.open(url))
-  assert(store:put_many(values))
+  assert(store:put_many(values, {timeout = 60}))
   store:close()
 end
 

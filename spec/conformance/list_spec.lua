@@ -141,15 +141,16 @@ describe("list", function()
   suite.case("is whole when it is larger than one reply", function(t)
     local values = {}
     for i = 1, 3000 do values[("big/%05d"):format(i)] = ("%d "):format(i):rep(400) end
-    assert(t.store:put_many(values))
-    local list = assert(t.store:list("big"))
+    local store = assert(t:open{timeout = 60})
+    assert(store:put_many(values))
+    local list = assert(store:list("big"))
     assert.equal(3000, #list)
     for i, pair in ipairs(list) do
       assert.equal(("big/%05d"):format(i), pair.key)
       assert.is_true(values[pair.key] == pair.value)
     end
-    assert.equal(3000, #assert(t.store:list("big", {keys_only = true})))
-    assert.equal(2500, #assert(t.store:list("big", {limit = 2500})))
+    assert.equal(3000, #assert(store:list("big", {keys_only = true})))
+    assert.equal(2500, #assert(store:list("big", {limit = 2500})))
   end)
 
   suite.both("pages go through a tree", function(t)
@@ -233,8 +234,9 @@ describe("delete_tree", function()
   suite.case("takes thousands", function(t)
     local values = {}
     for i = 1, 3000 do values["many/" .. i] = "v" end
-    assert(t.store:put_many(values))
-    assert.equal(true, (t.store:delete_tree("many")))
+    local store = assert(t:open{timeout = 60})
+    assert(store:put_many(values))
+    assert.equal(true, (store:delete_tree("many")))
     assert.same({}, (t.store:list("")))
   end)
 end)

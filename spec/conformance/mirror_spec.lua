@@ -3,7 +3,7 @@ local suite = require("spec.support.suite")
 
 local function ready(t, dir, options)
   local mirror = t:own(assert(t.store:mirror(dir, options)))
-  assert(mirror:wait_ready(10))
+  assert(mirror:wait_ready(60))
   return mirror
 end
 
@@ -141,7 +141,7 @@ describe("mirror", function()
     local mirror = ready(t, "dir")
     assert.equal(10000, mirror:size())
     for i = 1, 10000, 7 do assert.equal("value " .. i, mirror:get("dir/" .. i)) end
-    assert(t.store:delete_tree("dir"))
-    t:eventually(function() return mirror:size() == 0 end, "the mirror is empty", 20)
+    assert(t.store:delete_tree("dir", {timeout = 60}))
+    t:eventually(function() return mirror:size() == 0 end, "the mirror is empty", 60)
   end)
 end)

@@ -11,7 +11,7 @@ local util = require("spec.support.util")
 
 local assert, it, before_each, after_each = busted.assert, busted.it, busted.before_each, busted.after_each
 
-local TTL = 2
+local TTL = 4
 
 local function fails(code, value, message, actual)
   assert.is_nil(value)
@@ -58,6 +58,7 @@ return function(ground)
   it("whose queue is deleted while they hold and wait, they lose it or get in line again", function()
     local store, other = open(), open()
     local lock, waiters, tasks = assert(assert(store:lock("door")):acquire(10)), {}, {}
+    local alone = #ground.keys("door")
     kv.run(function()
       for i = 1, 2 do
         waiters[i] = assert(other:lock("door"))
@@ -68,11 +69,12 @@ return function(ground)
           assert(done or code == "lost", message)
           return waiters[i].token
         end)
-        util.eventually_task(kv, function() return waiters[i]:state() == "waiting" end, "a waiter waits")
       end
-      kv.sleep(0.3)
-      local keys = ground.keys("door")
-      assert.is_true(#keys >= 3)
+      local keys
+      util.eventually_task(kv, function()
+        keys = ground.keys("door")
+        return #keys == alone + 2
+      end, "both are in the line", 30)
       for i = #keys, 1, -1 do ground.delete(keys[i]) end
       lost(ground, lock)
       local first, second = tasks[1]:join(60), tasks[2]:join(60)
@@ -87,7 +89,7 @@ return function(ground)
     local lock, other = assert(assert(store:lock("door")):acquire(10)), assert(open():lock("door"))
     for _, key in ipairs(ground.keys("door")) do ground.overwrite(key) end
     if ground.survives_overwriting then
-      fails("timeout", other:acquire(TTL * 1.5))
+      fails("timeout", other:acquire(TTL * 1.2))
       assert.is_true(lock:held())
       assert(store:txn():guard(lock):put("data", "good"):commit())
       assert.equal(true, (lock:release()))

@@ -9,7 +9,7 @@
 local kv = require("kv")
 
 local url, how = arg[1], arg[2]
-local store = assert(kv.open(url))
+local store = assert(kv.open(url, {timeout = 60})) -- whoever waited for an answer at the end would be seen
 local mirror = assert(store:mirror(""))
 mirror:on_change(function(event) assert(event.key) end)
 local held = assert(assert(store:lock("held")):acquire(10))
