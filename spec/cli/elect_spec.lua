@@ -2,9 +2,7 @@ local cli = require("spec.cli.support")
 local native = require("spec.native")
 local util = require("spec.support.util")
 
-local function file() return util.folder() .. "/note" end
-
-local function written(path) return function() return util.read(path) end end
+local file, written = cli.note, cli.written
 
 describe("kv elect", function()
   it("runs the command while it leads, and tells who does", function()
@@ -73,8 +71,8 @@ describe("kv elect", function()
   it("ends the command when the leadership is lost", function()
     local server = require("spec.support.servers").etcd{}
     local note = file()
-    local process, _, err = cli.start(server:url(), "elect", "boss", "one", "--ttl", "2", "--grace", "0.5", "--", "sh",
-      "-c", "trap 'echo term >> " .. note .. "' TERM; echo ready > " .. note .. "; while :; do sleep 0.05; done")
+    local process, _, err = cli.start(server:url(), "elect", "boss", "one", "--ttl", "2", "--grace", "60", "--", "sh",
+      "-c", "trap 'echo term >> " .. note .. "; exit' TERM; echo ready > " .. note .. "; while :; do sleep 0.05; done")
     util.eventually(written(note), "the command runs")
     server:pause() -- no renewal is answered any more
     local how, status = process:wait(cli.patience)

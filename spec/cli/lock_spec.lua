@@ -2,9 +2,7 @@ local cli = require("spec.cli.support")
 local native = require("spec.native")
 local util = require("spec.support.util")
 
-local function file() return util.folder() .. "/note" end
-
-local function written(path) return function() return util.read(path) end end
+local file, written = cli.note, cli.written
 
 describe("kv lock", function()
   it("runs the command while the lock is held, with its token", function()
@@ -105,7 +103,7 @@ describe("kv lock", function()
   it("ends the command when the lock is lost", function()
     local server = require("spec.support.servers").etcd{}
     local note = file()
-    local process, _, err = cli.start(server:url(), "lock", "job", "--ttl", "2", "--grace", "0.5", "--", "sh", "-c",
+    local process, _, err = cli.start(server:url(), "lock", "job", "--ttl", "2", "--grace", "4", "--", "sh", "-c",
       "trap 'echo term >> " .. note .. "' TERM; echo ready > " .. note .. "; while :; do sleep 0.05; done")
     util.eventually(written(note), "the command runs")
     server:pause() -- no renewal is answered any more

@@ -47,6 +47,13 @@ function cli.url() return "local:" .. util.folder() .. "/store" end
 -- Run a process's output lines up to one that contains `text`.
 function cli.wait_line(process, text, seconds) return util.line_with(process, text, seconds or PATIENCE) end
 
+-- A file that a command writes notes into, and the condition that the first one is there, to its end.
+function cli.note() return util.folder() .. "/note" end
+
+function cli.written(path)
+  return function() return (util.read(path) or ""):find("\n", 1, true) end
+end
+
 -- Put into the store what the table says.
 function cli.fill(url, values)
   local store = assert(kv.open(url))

@@ -101,15 +101,16 @@ describe("OpenResty, faults:", function()
         end
         assert(store:put("slow/last", "done"))
         assert(store:put("stop", "now"))
-        ngx.print(tostring(store:stats().resyncs > 0))
+        while store:stats().resyncs == 0 do ngx.sleep(0.01) end
+        ngx.print("resynced")
       } }
       location = /clear { content_by_lua_block { ngx.print(tostring(store:delete_tree(""))) } }
     ]]}
     local out = server.folder .. "/slow"
-    local slow = assert(native.spawn{"curl", "-sS", "-N", "--max-time", "60", stdout = out,
+    local slow = assert(native.spawn{"curl", "-sS", "-N", "--max-time", "120", stdout = out,
       ("http://127.0.0.1:%d/slow"):format(server.port)})
     util.eventually(function() return util.read(out) == "watching " end, "the watch has begun")
-    assert.equal("true", server:body("/write"))
+    assert.equal("resynced", server:body("/write", "--max-time", "50"))
     assert.equal("exit", (slow:wait(60)))
     assert.equal("watching 0 true", util.read(out))
     assert.equal("true", server:body("/clear"))
@@ -164,7 +165,7 @@ describe("OpenResty, faults:", function()
     end
     assert.equal("v", server:body("/one"))
     server:quit()
-    assert.equal("exit", (server.process:wait(5)))
+    assert.equal("exit", (server.process:wait(10)))
     no_errors()
     util.remove(folder)
   end)
@@ -200,7 +201,7 @@ describe("OpenResty, faults:", function()
     end, "the worker rests")
     assert.equal("v", server:body("/tell"))
     server:reload()
-    nginx.gone({pid}, 2.5)
+    nginx.gone({pid})
     no_errors()
   end)
 

@@ -57,9 +57,9 @@ function Nginx:get(path, ...)
   return body, tonumber(status)
 end
 
---- The body of a request that must succeed.
-function Nginx:body(path)
-  local body, status = self:get(path)
+--- The body of a request that must succeed; more words are curl's.
+function Nginx:body(path, ...)
+  local body, status = self:get(path, ...)
   if status ~= 200 then error(("%s: %s %s\n%s"):format(path, tostring(status), tostring(body), self:errors()), 2) end
   return body
 end
@@ -81,14 +81,15 @@ local function is_there(pid)
   return stat ~= nil and stat:match("%) (%a)") ~= "Z"
 end
 
---- Wait until none of these processes is there.
-function nginx.gone(pids, seconds)
+--- Wait until none of these processes is there: a second is theirs by design, and 20 s is what worker_shutdown_timeout
+-- gives those who do not go by themselves.
+function nginx.gone(pids)
   return util.eventually(function()
     for _, pid in ipairs(pids) do
       if is_there(pid) then return false end
     end
     return true
-  end, "the end of old workers", seconds)
+  end, "the end of old workers", 10)
 end
 
 function Nginx:reload() self.process:kill("HUP") end

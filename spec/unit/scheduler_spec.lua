@@ -51,7 +51,7 @@ describe("kv.run", function()
       assert.is_false(ok)
       assert.equal(object, problem)
     end)
-    assert.is_nil(raised_by(kv.run, function() error(nil) end) and nil)
+    assert.is_nil(raised_by(kv.run, function() error(nil) end))
     assert_clean()
   end)
 
@@ -385,13 +385,23 @@ describe("cancel", function()
     local core = require("kv.core")
     local value, code, later
     kv.run(function()
-      local task = kv.spawn(function()
-        value = assert(store:put("key", "v")).value
-        code = select(3, kv.sleep(30))
-        later = kv.sleep(0.001)
-      end)
-      kv.sleep(0)
-      util.eventually(core.pending, "the answer is in the queue, and nobody has looked")
+      local task
+      -- On a busy machine the answer may come before the turn in which it was asked for ends: then once more.
+      util.eventually_task(kv, function()
+        if task then
+          task:cancel()
+          task:join()
+        end
+        value, code, later = nil, nil, nil
+        task = kv.spawn(function()
+          local pair = store:put("key", "v")
+          value = pair and pair.value
+          code = select(3, kv.sleep(30))
+          later = kv.sleep(0.001)
+        end)
+        kv.sleep(0)
+        return pcall(util.eventually, core.pending, nil, 1)
+      end, "the answer is in the queue, and nobody has looked", 30)
       assert.is_true(task:cancel())
       task:join(10)
     end)
@@ -552,8 +562,13 @@ describe("kv.step", function()
     kv.use{}
     local store, done = assert(kv.open("local:")), false
     local fd = assert(kv.fd())
-    kv.spawn(function() done = assert(store:put("key", "v")) end)
-    kv.step()
+    -- On a busy machine the answer may come before the step in which it was asked for ends: then once more.
+    for _ = 1, 1000 do
+      done = false
+      kv.spawn(function() done = assert(store:put("key", "v")) end)
+      kv.step()
+      if not done then break end
+    end
     assert.is_truthy(native.poll(fd, 10), "the answer came")
     assert(store:get("key")) -- hands out what is there
     assert.is_truthy(native.poll(fd, 0), "the descriptor tells of the task")

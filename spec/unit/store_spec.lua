@@ -241,20 +241,22 @@ end)
 
 describe("close", function()
   it("lets other tasks go on while it gives back what there is", function()
-    local turns = 0
+    local turns, before, after = 0, nil, nil
     kv.run(function()
-      for i = 1, 20 do assert(assert(store:lock("door/" .. i)):acquire(5)) end
+      local away = assert(kv.open("etcd://127.0.0.1:1"))
+      fails("timeout", away:lock("door"):acquire(0.1)) -- nobody answers there, when it is given back neither
       local ticker = kv.spawn(function()
-        while true do
-          turns = turns + 1
-          if not kv.sleep(0.0005) then return end
-        end
+        while kv.sleep(0) do turns = turns + 1 end
       end)
-      kv.sleep(0.002)
+      kv.sleep(0)
+      before = turns
+      away:close()
+      after = turns
+      for i = 1, 20 do assert(assert(store:lock("door/" .. i)):acquire(5)) end
       store:close()
       ticker:cancel()
     end)
-    assert.is_true(turns > 0)
+    assert.is_true(after > before)
     fails("closed", store:get("key"))
   end)
 end)
