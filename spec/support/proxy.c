@@ -178,15 +178,16 @@ static bool is_shut(const struct connection *connection, bool to_client) {
   return connection->half_closed && connection->mode == (to_client ? HALF_CLOSE_CLIENT : HALF_CLOSE_SERVER);
 }
 
-static void accept_connection(void) {
+/* False: there is none any more. */
+static bool accept_connection(void) {
   int client = accept4(listener, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
-  if (client < 0) return;
+  if (client < 0) return false;
   accepted++;
   int one = 1;
   setsockopt(client, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
   if (connection_count == CONNECTIONS_MAX || new_mode == CLOSE) {
     close(client);
-    return;
+    return true;
   }
   struct connection *connection = &connections[connection_count++];
   *connection = (struct connection){.client = client, .server = -1, .mode = new_mode, .argument = new_argument};
@@ -195,17 +196,18 @@ static void accept_connection(void) {
   if (!connection->requests.data || !connection->answers.data) abort();
   if (new_mode == RESET) {
     close_connection(connection, true);
-    return;
+    return true;
   }
-  if (!wants_server(new_mode)) return;
+  if (!wants_server(new_mode)) return true;
   connection->server = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   setsockopt(connection->server, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
   struct sockaddr_in address = loopback(target_port);
   if (connect(connection->server, (struct sockaddr *)&address, sizeof address) < 0) {
     close_connection(connection, true);
-    return;
+    return true;
   }
   fcntl(connection->server, F_SETFL, O_NONBLOCK);
+  return true;
 }
 
 /* ------------------------------------------------------------------ a fake server */
@@ -574,7 +576,9 @@ static void turn(void) {
     if (!serve(&connections[i], polls[2 + 2 * i].revents & (POLLIN | POLLHUP | POLLERR),
                polls[3 + 2 * i].revents & (POLLIN | POLLHUP | POLLERR)))
       close_connection(&connections[i], false);
-  if (polls[1].revents) accept_connection();
+  /* All of them, before a command: it counts them, or changes the mode for those that come later. */
+  while (polls[1].revents && accept_connection()) {
+  }
   if (polls[0].revents && !read_commands()) exit(0);
 }
 

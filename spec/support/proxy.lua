@@ -7,18 +7,20 @@ local native = require("spec.native")
 local Proxy = {}
 Proxy.__index = Proxy
 
+local PATIENCE = 30
+
 local BUILD = os.getenv("KV_BUILD") or "build"
 
 --- A proxy for a port (0: none, only the modes that play a server themselves).
 function Proxy.start(target)
   local process = assert(native.spawn{BUILD .. "/support/proxy", tostring(target), pipe = true})
-  local port = tonumber((assert(process:line(5), "the proxy did not start")))
+  local port = tonumber((assert(process:line(PATIENCE), "the proxy did not start")))
   return setmetatable({process = process, port = port}, Proxy)
 end
 
 local function ask(self, command)
   assert(self.process:write(command .. "\n"))
-  return assert(self.process:line(5))
+  return assert(self.process:line(PATIENCE))
 end
 
 function Proxy:tell(command)

@@ -43,6 +43,25 @@ function util.at_once(kv, count, fn)
   end)
 end
 
+--- The same through a proxy that lets no answer pass before all have asked, however quick the server is.
+function util.asked_at_once(kv, count, proxy, fn)
+  proxy:tell("now hold-answers")
+  local asked = 0
+  return util.at_once(kv, count, function(i)
+    asked = asked + 1
+    if asked == count then proxy:tell("now pass") end
+    return fn(i)
+  end)
+end
+
+--- Wait until these tasks have ended, for `seconds` at most each. Fails when one has not, or gave a code.
+function util.join(tasks, seconds)
+  for i, task in ipairs(tasks) do
+    local _, message, code = task:join(seconds)
+    if code then error(("task %d: %s (%s)"):format(i, tostring(message), code), 2) end
+  end
+end
+
 --- How long does fn(...) take? Returns seconds and what fn returned (up to three values).
 function util.timed(fn, ...)
   local start = native.now()
