@@ -26,7 +26,13 @@ describe("consul, many at once", function()
   end
 
   it("puts share revisions, and each pair is right", function()
-    local put, seen, distinct = put_all("v"), {}, 0
+    local proxy = proxies.start(server.port)
+    local far = assert(kv.open("consul://127.0.0.1:" .. proxy.port .. "/app", {token = server.token, timeout = 60}))
+    assert(far:ping())
+    local put = util.asked_at_once(kv, COUNT, proxy, function(i) return far:put(key(i), "v" .. i) end)
+    far:close()
+    proxy:stop()
+    local seen, distinct = {}, 0
     for i = 1, COUNT do
       local pair = assert(unpack and unpack(put[i]) or table.unpack(put[i]))
       assert.equal(pair.revision, pair.created)
@@ -114,11 +120,11 @@ describe("consul, many at once", function()
   it("answers that are lost make every put unknown, and nothing is put twice", function()
     put_all("before")
     local proxy = proxies.start(server.port)
-    local far = assert(kv.open("consul://127.0.0.1:" .. proxy.port .. "/app", {token = server.token, timeout = 1}))
+    local far = assert(kv.open("consul://127.0.0.1:" .. proxy.port .. "/app", {token = server.token, timeout = 20}))
     assert(far:put("first", "v")) -- a connection is there then, and nobody uses it when the version is known
     util.eventually(function() return far:info().server_version:sub(1, 2) == "1." end, "the version is known")
     proxy:tell("now drop-answers")
-    local put = at_once(function(i) return far:put(key(i), "after" .. i) end)
+    local put = at_once(function(i) return far:put(key(i), "after" .. i, {timeout = 1}) end)
     local unknown = 0
     for _, result in ipairs(put) do
       assert.is_nil(result[1])
@@ -132,8 +138,11 @@ describe("consul, many at once", function()
       if put[i][3] ~= "unknown" then assert.equal("before" .. i, value) end
       assert.is_truthy(value == "before" .. i or value == "after" .. i)
     end
-    assert.equal("before1", assert(store:put("key/1", "before1")).value)
     far:close()
+    put_all("later")
+    for i, result in ipairs(at_once(function(i) return store:get(key(i)) end)) do
+      assert.equal("later" .. i, assert(result[1], result[2]).value)
+    end
     proxy:stop()
   end)
 

@@ -78,7 +78,7 @@ describe("etcd over TLS", function()
       {words = "certificate", tls = {ca = mine.ca}},
     }
     -- They try again until their time is up: all at once.
-    for i, result in ipairs(util.at_once(kv, #refused, function(n) return try(refused[n].tls, 4) end)) do
+    for i, result in ipairs(util.at_once(kv, #refused, function(n) return try(refused[n].tls, 3) end)) do
       assert.equal("unavailable", result[1], result[2])
       assert.truthy(result[2]:find(refused[i].words, 1, true), result[2])
     end

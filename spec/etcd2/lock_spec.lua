@@ -8,7 +8,7 @@ describe("a lock on etcd v2", function()
   local server, proxy, slow, rival
 
   setup(function()
-    server = servers.etcd{}
+    server = servers.etcd{arguments = {"--unsafe-no-fsync"}}
     proxy = proxies.start(server.port)
     slow = assert(kv.open(("etcd2://127.0.0.1:%d/app"):format(proxy.port)))
     rival = assert(kv.open(("etcd2://127.0.0.1:%d/app"):format(server.port)))
@@ -32,7 +32,7 @@ describe("a lock on etcd v2", function()
       -- The entry is there all the time, and its lease is renewed meanwhile.
       while native.now() - begin < 2.5 do kv.sleep(0.05) end
       proxy:tell("now pass")
-      task:join(20)
+      assert.equal(late, (assert(task:join(20))))
       proxy:tell("now hold-all")
       assert(other:acquire(20))
       assert.is_false(late:held())

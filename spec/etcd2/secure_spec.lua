@@ -3,7 +3,7 @@ local kv = require("kv")
 local servers = require("spec.support.servers")
 local util = require("spec.support.util")
 
-local REFUSED = 4 -- seconds for what is to fail: a handshake has come to its end by then
+local REFUSED = 3 -- seconds for what is to fail: a handshake has come to its end by then
 
 local function fails(code, value, message, actual)
   assert.is_nil(value)
@@ -14,7 +14,9 @@ end
 describe("etcd2s", function()
   local server
 
-  setup(function() server = servers.etcd2{tls = true, client_certificates = true, arguments = {"--unsafe-no-fsync"}} end)
+  setup(function()
+    server = servers.etcd2{tls = true, client_certificates = true, arguments = {"--unsafe-no-fsync"}}
+  end)
   teardown(function() server:stop() end)
 
   local function open(tls, timeout)
@@ -40,17 +42,20 @@ describe("etcd2s", function()
     store:close()
   end)
 
+  -- They try again until their time is up: both at once.
+  local function put_and_get(store)
+    return util.at_once(kv, 2, function(i)
+      if i == 1 then return store:put("key", "v") end
+      return store:get("key")
+    end)
+  end
+
   local function refused(what, change, words)
     it("refuses " .. what, function()
       local tls = full()
       change(tls)
       local store = open(tls, REFUSED)
-      -- They try again until their time is up: both at once.
-      local results = util.at_once(kv, 2, function(i)
-        if i == 1 then return store:put("key", "v") end
-        return store:get("key")
-      end)
-      for _, result in ipairs(results) do
+      for _, result in ipairs(put_and_get(store)) do
         local message = fails("unavailable", result[1], result[2], result[3])
         assert.is_truthy(message:lower():find(words), message)
       end

@@ -1,11 +1,12 @@
 --- Many requests at once, of which strong reads share what makes them strong; and requests that are let go.
 local kv = require("kv")
 local servers = require("spec.support.servers")
+local util = require("spec.support.util")
 
 describe("etcd2, many at once", function()
   local server, store
 
-  setup(function() server = servers.etcd2{} end)
+  setup(function() server = servers.etcd2{arguments = {"--unsafe-no-fsync"}} end)
   teardown(function() server:stop() end)
   before_each(function() store = assert(kv.open(server:url("/app"), {timeout = 20})) end)
   after_each(function()
@@ -13,18 +14,10 @@ describe("etcd2, many at once", function()
     store:close()
   end)
 
-  local function tasks(count, body)
-    kv.run(function()
-      local all = {}
-      for i = 1, count do all[i] = kv.spawn(body, i) end
-      for _, task in ipairs(all) do task:join(60) end
-    end)
-  end
-
   it("reads give each caller what is there", function()
     local pairs_put = {}
     for i = 1, 40 do pairs_put[i] = assert(store:put("dir/key" .. i, "value " .. i)) end
-    tasks(400, function(i)
+    util.at_once(kv, 400, function(i)
       local n = i % 50 + 1
       if n > 40 then
         assert.is_nil((store:get("dir/key" .. n)))
@@ -42,7 +35,7 @@ describe("etcd2, many at once", function()
 
   it("a read is never older than what was written before it was asked for", function()
     local other = assert(kv.open(server:url("/app"), {timeout = 20}))
-    tasks(64, function(i)
+    util.at_once(kv, 64, function(i)
       for round = 1, 10 do
         local one, two = store, other
         if i % 2 == 0 then one, two = other, store end
@@ -95,7 +88,7 @@ describe("etcd2, many at once", function()
         for i = 1, 100 do
           all[i] = kv.spawn(function()
             if i % 5 == 0 then return closing:put("k" .. i, "v", {keep_alive = i % 10 == 0}) end
-            if i % 5 == 1 then return assert(closing:lock("l" .. i % 3)):acquire(5) end
+            if i % 5 == 1 then return assert(closing:lock("l" .. i % 3)):acquire(20) end
             return closing:get("k")
           end)
         end
@@ -107,7 +100,7 @@ describe("etcd2, many at once", function()
         end
       end)
       for _, watch in ipairs(watches) do
-        local event = watch:next(5)
+        local event = watch:next(20)
         assert.is_nil(event)
       end
     end
