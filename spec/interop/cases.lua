@@ -4,10 +4,11 @@
 --    ground.ordered           it serves in the order in which all came, and ground.size(path) counts who is in line
 --    ground.path(n)           a name as the other program spells it; the same one for us
 --    ground.url(rest)         of the server
---    ground.contend(path)     another program that wants the lock: a process that prints a line when it holds
+--    ground.contend(path, ttl)  another program that wants the lock: a process that prints a line when it holds; ttl:
+--                             seconds after which it is gone when it is killed, where that can be said
 --    ground.release(process)  it lets go and ends
 --    ground.remove(path)      takes our entry away by hand
---    ground.ttl               of our locks where they are to expire soon
+--    ground.ttl               of those locks, ours and theirs, whose holder is to be killed
 local busted = require("busted")
 local kv = require("kv")
 local util = require("spec.support.util")
@@ -61,8 +62,9 @@ function cases.describe(ground)
     store:close()
   end)
 
-  local function contend(path)
-    local process = ground.contend(path)
+  -- By itself it lives longer than any case, whatever holds it up.
+  local function contend(path, ttl)
+    local process = ground.contend(path, ttl or PATIENCE)
     open[#open + 1] = process
     return process
   end
@@ -90,14 +92,14 @@ function cases.describe(ground)
     fails("timeout", ours:acquire(0))
     local token = assert(ours:holder()).token
     kv.run(function()
-      local task = kv.spawn(function() return assert(ours:acquire(PATIENCE)) end)
+      local task = kv.spawn(function() return ours:acquire(PATIENCE) end)
       util.eventually_task(kv, function() return ours:state() == "waiting" end, "it waits", PATIENCE)
       if ground.ordered then
         util.eventually_task(kv, function() return ground.size(path()) == 2 end, "it is in line", PATIENCE)
       end
       assert.is_false(ours:held())
       ground.release(theirs)
-      task:join(PATIENCE)
+      util.join({task}, PATIENCE)
     end)
     assert.is_true(ours:held())
     assert.is_true(ours.token > token)
@@ -135,7 +137,7 @@ function cases.describe(ground)
   end)
 
   it("theirs goes to us when their process dies", function()
-    local ours, theirs = lock(path()), contend(path())
+    local ours, theirs = lock(path()), contend(path(), ground.ttl)
     wait_held(theirs)
     fails("timeout", ours:acquire(0))
     if ground.die then ground.die(theirs, path()) else theirs:kill("KILL") end
@@ -206,7 +208,7 @@ function cases.describe(ground)
       wait_line(4)
       tokens[1] = second:holder().token
       ground.release(first)
-      waits[1]:join(PATIENCE)
+      util.join({waits[1]}, PATIENCE)
       tokens[2] = second.token
       is_waiting(third)
       assert(second:release())
@@ -214,7 +216,7 @@ function cases.describe(ground)
       tokens[3] = second:holder().token
       assert.is_false(fourth:held())
       ground.release(third)
-      waits[2]:join(PATIENCE)
+      util.join({waits[2]}, PATIENCE)
       tokens[4] = fourth.token
       assert(fourth:release())
       for i = 2, 4 do assert.is_true(tokens[i] > tokens[i - 1], table.concat(tokens, " ")) end
@@ -251,7 +253,7 @@ function cases.describe(ground)
         assert.equal(before, rounds)
         ground.release(table.remove(processes, at))
       end
-      for _, task in ipairs(tasks) do task:join(PATIENCE) end
+      util.join(tasks, PATIENCE)
     end)
     assert.equal(1, most)
     assert.equal(20, rounds)

@@ -7,9 +7,9 @@ local servers = require("spec.support.servers")
 
 describe("interop with etcdctl lock", function()
   local server
-  local ground = {kind = "etcd", kinds = "etcd", ordered = true, ttl = 2}
+  local ground = {kind = "etcd", kinds = "etcd", ordered = true, ttl = 6}
 
-  setup(function() server = servers.etcd{} end)
+  setup(function() server = servers.etcd{arguments = {"--unsafe-no-fsync"}} end)
   teardown(function() server:stop() end)
 
   function ground.url(rest) return server:url(rest) end
@@ -22,9 +22,9 @@ describe("interop with etcdctl lock", function()
   end
 
   --- Its line is the key that it holds by.
-  function ground.contend(path)
+  function ground.contend(path, ttl)
     return assert(native.spawn{"etcdctl", "--endpoints", ("http://127.0.0.1:%d"):format(server.port), "lock", "--ttl",
-      "2", path, env = {"ETCDCTL_API=3"}, pipe = true})
+      tostring(ttl), path, env = {"ETCDCTL_API=3"}, pipe = true})
   end
 
   function ground.release(process)
@@ -38,7 +38,7 @@ describe("interop with etcdctl lock", function()
 
   it("names are spelled as others spell them: a slash at the beginning makes another lock", function()
     local store = assert(kv.open(server:url("/app")))
-    local theirs = ground.contend("spelled/x")
+    local theirs = ground.contend("spelled/x", 30)
     local key = assert(theirs:line(30))
     assert.is_truthy(key:find("^spelled/x/%x+$"), key)
     cases.fails("timeout", assert(store:lock("spelled/x", {interop = "etcd"})):acquire(0))
@@ -53,7 +53,7 @@ describe("interop with etcdctl lock", function()
   end)
 
   it("kv lock --interop is one of them", function()
-    local theirs = ground.contend("/from the shell")
+    local theirs = ground.contend("/from the shell", 30)
     assert(theirs:line(30))
     assert.equal(4, (cli.run(server:url(), "lock", "/from the shell", "-t", "0", "--interop", "etcd", "--", "true")))
     ground.release(theirs)

@@ -20,17 +20,18 @@ local function class_path()
 end
 
 --- Debian's Python, which has Debian's kazoo.
-local function kazoo(path, ...)
-  return assert(native.spawn{"/usr/bin/python3", "spec/interop/kazoo_lock.py", address(), path, "2", pipe = true, ...})
+local function kazoo(path, ttl, ...)
+  return assert(native.spawn{"/usr/bin/python3", "spec/interop/kazoo_lock.py", address(), path, tostring(ttl),
+    pipe = true, ...})
 end
 
-local function curator(path)
+local function curator(path, ttl)
   return assert(native.spawn{"java", "-XX:TieredStopAtLevel=1", "-cp", class_path(), "bsh.Interpreter",
-    "spec/interop/curator_lock.bsh", address(), path, "2000", pipe = true})
+    "spec/interop/curator_lock.bsh", address(), path, ("%d"):format(ttl * 1000), pipe = true})
 end
 
 local function ground_of(kind, contend)
-  local ground = {kind = kind, kinds = "kazoo curator", ordered = true, ttl = 2, contend = contend,
+  local ground = {kind = kind, kinds = "kazoo curator", ordered = true, ttl = 6, contend = contend,
     release = cases.release_by_input}
 
   function ground.url(rest) return server:url(rest) end
@@ -69,7 +70,7 @@ describe("interop with", function()
       local ours = assert(assert(store:lock("shown/kazoo", {interop = "kazoo", value = "me"})):acquire(10))
       assert.is_truthy(ground.names("shown/kazoo")[1].key:find("^shown/kazoo/%x+__lock__0000000000$"))
       assert(ours:release())
-      local theirs = kazoo("/shown/kazoo", "worker 7")
+      local theirs = kazoo("/shown/kazoo", 30, "worker 7")
       assert(theirs:line(30))
       assert.equal("worker 7", assert(ours:holder()).value)
       ground.release(theirs)
@@ -111,7 +112,7 @@ describe("interop with", function()
       for i, part in ipairs(parts) do sizes[i] = #part end
       assert.same({8, 4, 4, 4, 12}, sizes, name)
       assert(ours:release())
-      local theirs = curator("/shown/curator")
+      local theirs = curator("/shown/curator", 30)
       assert(theirs:line(30))
       assert.is_truthy(assert(ours:holder()).value:find("^[%d%.:%x]+$")) -- its address
       ground.release(theirs)
@@ -120,10 +121,10 @@ describe("interop with", function()
 
     it("a lock that Curator asks to revoke is lost", function()
       local root, store = assert(kv.open(server:url())), assert(kv.open(server:url("/app")))
-      local ours = assert(assert(store:lock("/revoked", {interop = "curator", ttl = 2})):acquire(10))
+      local ours = assert(assert(store:lock("/revoked", {interop = "curator", ttl = 6})):acquire(10))
       local name = ground.names("revoked")[1].key
       assert(root:put(name, "__REVOKE__", {keep_alive = true}))
-      assert(ours:wait_lost(10))
+      assert(ours:wait_lost(20))
       util.eventually(function() return ground.size("revoked") == 0 end, "the entry goes", 10)
       root:close()
       store:close()
