@@ -5,7 +5,7 @@ local native = require("spec.native")
 local servers = require("spec.support.servers")
 
 local COUNT = 100000
-local PATIENCE = 120
+local PATIENCE = 600
 
 -- The next `count` events, each of another key of the directory, all of this type.
 local function expect(watch, kind, count)
@@ -37,7 +37,7 @@ end
 describe("a hundred thousand children:", function()
   for _, backend in ipairs{"consul", "etcd2", "zookeeper"} do
     it(backend, function()
-      local server = servers[backend]{}
+      local server = servers[backend]{arguments = backend == "etcd2" and {"--unsafe-no-fsync"} or nil}
       local store = assert(kv.open(server:url("/app"), {timeout = PATIENCE}))
       local other = assert(kv.open(server:url("/app"), {timeout = PATIENCE}))
       local values = {}

@@ -20,6 +20,7 @@ local END_SECONDS = 60 -- a client that was told to stop has ended by then
 local CREW = {register = 2, lock = 3, ttl = 1, watch = 2}
 local TASKS = {register = 3, lock = 2, ttl = 6, watch = 1}
 local ROLES = {"watch", "register", "lock", "ttl"}
+local MOST_SECONDS = 120 -- of a run that is to go on until enough was done
 local TTLS = {2, 3, 4}   -- of locks and keys, by the seed
 local CALMS = {1, 2, 3}  -- seconds between two faults at most, by the seed
 
@@ -240,7 +241,16 @@ local function work(cluster, crew, options, problems)
       log:flush()
       if options.tell then options.tell(("%6.1f  %s"):format(native.now() - begin, text)) end
     end})
-  while native.now() - begin < options.seconds do
+  local seconds = options.seconds
+  local function enough()
+    return not options.until_counts or seconds > MOST_SECONDS or
+      options.until_counts(torture.judge(crew.files, options, {}))
+  end
+  while true do
+    if native.now() - begin >= seconds then
+      if enough() then break end
+      seconds = native.now() - begin + 3
+    end
     nemesis:turn(native.now())
     crew:look(problems)
     native.sleep(0.05)
@@ -264,7 +274,8 @@ local function lay_at_their_door(report, keys)
 end
 
 --- Options: backend, seconds, seed, crew {register=, lock=, watch=}, calm (seconds between faults at most), tell (a
--- function for lines as they happen), ttl, client (more options of client.lua), keep (keep the folder in any case).
+-- function for lines as they happen), ttl, client (more options of client.lua), keep (keep the folder in any case),
+-- until_counts (a function of the counts so far: when `seconds` are over it goes on until that is true).
 function torture.run(given)
   local problems, folder = {}, util.folder()
   local options = {ttl = TTLS[given.seed % #TTLS + 1], calm = CALMS[math.floor(given.seed / 3) % #CALMS + 1]}

@@ -2,11 +2,12 @@
 -- It opens a store, prints "ready", then answers commands, one a line, fields separated by tabs. Each gets one line:
 -- the result, or "error CODE MESSAGE".
 local kv = require("kv")
+local native = require("spec.native")
 
 local options = {prefix = arg[2]}
 for name, value in (arg[3] or ""):gmatch("([%w_]+)=([^,]*)") do options[name] = tonumber(value) or value end
 local store = assert(kv.open(arg[1], options))
-local lock, election, watch, lease
+local lock, election, watch, lease, since
 
 local function show(value, message, code)
   if value == nil and code then return "error " .. code .. " " .. message end
@@ -16,7 +17,9 @@ end
 
 local commands = {}
 
-function commands.put(key, value, ttl) return show(store:put(key, value, {ttl = tonumber(ttl)})) end
+function commands.put(key, value, ttl, timeout)
+  return show(store:put(key, value, {ttl = tonumber(ttl), timeout = tonumber(timeout)}))
+end
 function commands.keep(key, value) return show(store:put(key, value, {keep_alive = true})) end
 function commands.get(key) return show(store:get(key)) end
 function commands.delete(key) return show(store:delete(key)) end
@@ -37,9 +40,12 @@ end
 function commands.lock(name, ttl, timeout, value, interop)
   lock = assert(store:lock(name, {ttl = tonumber(ttl), value = value, interop = interop}))
   local got, message, code = lock:acquire(tonumber(timeout))
+  since = native.now()
   if not got then return show(nil, message, code) end
   return ("held %d"):format(lock.token)
 end
+--- When that was, by the machine's clock: acquire gives it the lock not before it holds it.
+function commands.since() return ("%.6f"):format(since) end
 function commands.enter(name, limit, ttl, timeout)
   lock = assert(store:semaphore(name, tonumber(limit), {ttl = tonumber(ttl)}))
   local got, message, code = lock:acquire(tonumber(timeout))
@@ -84,7 +90,6 @@ end
 
 --- Sleep without letting the library do anything: what a computing program looks like.
 function commands.compute(seconds)
-  local native = require("spec.native")
   native.sleep(tonumber(seconds))
   return "done"
 end
