@@ -146,7 +146,8 @@ local function commit_hangs()
   end
   local codes = {}
   for i = 1, 4 do
-    local pair, message, code = store:put("hangs", "during " .. i, {timeout = 0.4})
+    -- The first one has to be on its way by then.
+    local pair, message, code = store:put("hangs", "during " .. i, {timeout = i == 1 and 2 or 0.4})
     assert.is_nil(pair)
     codes[i] = code .. ": " .. message
     -- After the first the store may have noticed, and may not have sent the next.
