@@ -14,6 +14,9 @@
  * caught up with that, no listing could heal it: a key that went between the two is in neither. So a slow consumer
  * makes it wait instead of dropping the queue, and a history that is cut ends it.
  *
+ * Where the driver feeds whole states (KV_CAN_SNAPSHOT) a slow consumer makes it wait too: the queue stays, and the next
+ * state tells what it does not hold. A tree that is larger than a queue may be gets through in as many steps as needed.
+ *
  * `delivered` is the reactor's alone. It counts an event as delivered when it is queued; should the queue be dropped,
  * each of its events is taken back, newest first, so that the next listing sends what the consumer really missed.
  */
@@ -173,7 +176,7 @@ static bool concerns(const struct kv_watch *watch, kv_slice key) {
   return key.size > own.size + 1 && key.data[own.size] == '/' && memcmp(key.data, own.data, own.size) == 0;
 }
 
-/* The queue is over its cap: take back what nobody took. */
+/* Take back what nobody took. */
 static void drop_queue(struct kv_watch *watch) {
   struct kv_event_node *node;
   pthread_mutex_lock(&watch->lock);
@@ -209,6 +212,26 @@ static bool is_catching_up(const struct kv_watch *watch) {
   return watch->resume && watch->position < watch->base_revision;
 }
 
+/* Go on when the consumer has taken most of what is there: behind `position`, or with a whole state. */
+static void wait_for_consumer(struct kv_watch *watch) {
+  close_feed(watch);
+  watch->state = PAUSED;
+  pthread_mutex_lock(&watch->lock);
+  watch->starved = true;
+  pthread_mutex_unlock(&watch->lock);
+  notify(watch);
+}
+
+/* The queue is over its cap. */
+static void shed(struct kv_watch *watch) {
+  if (!(watch->feed.backend->driver->capabilities & KV_CAN_SNAPSHOT)) {
+    drop_queue(watch);
+    return;
+  }
+  wait_for_consumer(watch);
+  kv_count(watch->feed.backend, KV_COUNT_resyncs, 1);
+}
+
 static void push(struct kv_watch *watch, struct kv_event_node *node) {
   node->strip = watch->strip;
   kv_count(watch->feed.backend, KV_COUNT_events, 1);
@@ -218,7 +241,7 @@ static void push(struct kv_watch *watch, struct kv_event_node *node) {
   pthread_mutex_unlock(&watch->lock);
   notify(watch);
   /* In the middle of a sweep `delivered` must not change. */
-  if (over && watch->state == STREAMING && !watch->sweeping && !is_catching_up(watch)) drop_queue(watch);
+  if (over && watch->state == STREAMING && !watch->sweeping && !is_catching_up(watch)) shed(watch);
 }
 
 /* Keep what was known of the key with the event, and make the event what is known. False: out of memory. */
@@ -534,16 +557,6 @@ void kv_feed_event(struct kv_feed *feed, kv_event_type type, kv_slice key, kv_sl
     out_of_memory(watch);
 }
 
-/* Go on behind `position` when the consumer has taken most of what is there. */
-static void wait_for_consumer(struct kv_watch *watch) {
-  close_feed(watch);
-  watch->state = PAUSED;
-  pthread_mutex_lock(&watch->lock);
-  watch->starved = true;
-  pthread_mutex_unlock(&watch->lock);
-  notify(watch);
-}
-
 void kv_feed_commit(struct kv_feed *feed, uint64_t revision) {
   struct kv_watch *watch = of_feed(feed);
   if (watch->state != STREAMING) return;
@@ -625,7 +638,7 @@ void kv_feed_end(struct kv_feed *feed, uint64_t revision) {
   pthread_mutex_lock(&watch->lock);
   bool over = watch->events.bytes > QUEUE_MAX;
   pthread_mutex_unlock(&watch->lock);
-  if (over && watch->state == STREAMING) drop_queue(watch);
+  if (over && watch->state == STREAMING) shed(watch);
 }
 
 void kv_feed_connected(struct kv_feed *feed, bool connected) {

@@ -23,7 +23,8 @@ describe("zookeeper lock", function()
       repeat text = member:ask("cons") until text ~= ""
       return text:match("lop=MULT.-lcxid=(0x%x+)") -- nil: something else was the last
     end
-    local before, now = last(), nil
+    local now
+    local before = last()
     repeat
       kv.sleep(0.01)
       now = last()

@@ -1,7 +1,9 @@
 --- A directory of many more children than a watch has reads under way, which are being deleted. (More of them, which
 -- are not: spec/faults/children_spec.lua.)
 local kv = require("kv")
+local native = require("spec.native")
 local servers = require("spec.support.servers")
+local eventually = require("spec.support.util").eventually
 
 local PATIENCE = 60
 local WATCHERS = 15 -- more of them would slow down the deleting that they wait for
@@ -50,6 +52,26 @@ describe("ZooKeeper with very many children", function()
         one.store:close()
       end
     end
+    store:close()
+    zk:stop()
+  end)
+
+  it("a tree that is larger than what a watch keeps is told a slow consumer in a few steps", function()
+    local zk = servers.zookeeper()
+    local store = assert(kv.open(zk:url("/app"), {timeout = PATIENCE, session_ttl = PATIENCE}))
+    local large, count = ("x"):rep(500000), 50 -- 25 MB, where 8 are kept
+    for i = 1, count do assert(store:put("dir/" .. i, large)) end
+    local watch = assert(store:watch_tree("dir"))
+    eventually(function() return store:stats().resyncs > 0 end, "there is more than it keeps", PATIENCE)
+    for _ = 1, count do
+      assert.equal(#large, #assert(watch:next(PATIENCE)).value)
+      native.sleep(0.05)
+    end
+    assert(watch:wait_synced(PATIENCE))
+    local resyncs = store:stats().resyncs
+    assert.is_true(resyncs < 10, resyncs .. " times from the beginning")
+    assert(store:put("dir/end", "v"))
+    assert.equal("dir/end", assert(watch:next(PATIENCE)).key)
     store:close()
     zk:stop()
   end)
