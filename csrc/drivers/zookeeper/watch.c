@@ -40,7 +40,7 @@ struct spot {
   unsigned want, reading, armed;     /* DATA, NAMES, ABSENCE */
   unsigned pass;                     /* the reading of the directory that saw it last */
   unsigned dependents;               /* children that are not freed, the dead ones too: their paths begin with ours */
-  bool known;                        /* it was fed as a key */
+  int64_t known;                     /* the revision of the key that was fed; 0: none */
   bool dead;                         /* to be freed */
   uint16_t size, bytes;
   char name[];                       /* of a root: its whole path */
@@ -278,7 +278,7 @@ static void feed_put(struct spot *spot, const char *value, int size, const struc
   uint64_t revision = (uint64_t)stat->mzxid, created = (uint64_t)stat->czxid;
   /* A server that lost its data numbers the same transactions the same again, but not at the same time. */
   watcher->feed->stamp = (uint64_t)stat->mtime;
-  spot->known = true;
+  spot->known = stat->mzxid;
   if (watcher->live) kv_zk->feed_event(watcher->feed, KV_EVENT_PUT, zk_key(path), shown, revision, created);
   else kv_zk->feed_pair(watcher->feed, zk_key(path), shown, revision, created);
 }
@@ -287,20 +287,44 @@ static void feed_delete(struct spot *spot, int64_t revision) {
   char path[ZK_PATH_MAX * 4];
   struct watcher *watcher = spot->watcher;
   if (!spot->known || !watcher->feed) return;
-  spot->known = false;
+  spot->known = 0;
   path_of(spot, path);
   kv_zk->feed_event(watcher->feed, KV_EVENT_DELETE, zk_key(path), (kv_slice){NULL, 0}, (uint64_t)revision, 0);
 }
 
-/* A node that is gone, with all below. */
-static void remove_spot(struct spot *spot, int64_t revision) {
-  while (spot->first && spot->watcher->feed) remove_spot(spot->first, revision);
-  if (!spot->watcher->feed) return; /* all are dead already */
+/*
+ * A node that is gone, with all below. A key that was made later than that stays: another session, which is ahead, has
+ * told it, and where it was missed it will be seen to come, or to be gone again. False: something stays.
+ */
+static bool remove_spot(struct spot *spot, int64_t revision) {
+  struct watcher *watcher = spot->watcher;
+  bool stays = spot->known > revision;
+  for (struct spot *child = spot->first, *next; child && watcher->feed; child = next) {
+    next = child->next;
+    if (!remove_spot(child, revision)) stays = true;
+  }
+  if (stays || !watcher->feed) return false; /* without a feed all are dead already */
   feed_delete(spot, revision);
-  if (spot->watcher->feed) kill(spot);
+  if (watcher->feed) kill(spot);
+  return true;
+}
+
+static void remove_below(struct spot *spot, int64_t revision) {
+  for (struct spot *child = spot->first, *next; child && spot->watcher->feed; child = next) {
+    next = child->next;
+    remove_spot(child, revision);
+  }
 }
 
 /* ------------------------------------------------------------------ reading */
+
+/* One of two servers is behind: the names above are read once more, as new as can be. */
+static void ask_above(struct spot *spot) {
+  struct spot *parent = spot->parent;
+  if (parent->session == spot->session || parent->dead) return;
+  if (parent->session->state == ZK_READY) zk_sync(parent->session);
+  want(parent, NAMES);
+}
 
 /* Errors that a read may meet; true: dealt with. */
 static bool failed(struct spot *spot, int result, unsigned what) {
@@ -339,7 +363,7 @@ static void data_read(int result, const char *value, int size, const struct Stat
   }
   if (result == ZNONODE) {
     if (!spot->parent) root_is_gone(watcher);
-    else if (spot->session != spot->parent->session) want(spot->parent, NAMES); /* one of two servers is behind */
+    else ask_above(spot);
   } else {
     see_revision(watcher, stat->mzxid);
     if (zk_is_key(size, stat)) feed_put(spot, value, size, stat);
@@ -379,7 +403,7 @@ static void names_read(int result, const struct String_vector *names, const stru
   }
   if (result == ZNONODE) {
     if (!spot->parent) root_is_gone(watcher);
-    else if (spot->session != spot->parent->session) want(spot->parent, NAMES);
+    else ask_above(spot);
   } else if (see_names(spot, names, path_of(spot, path))) {
     see_revision(watcher, stat->pzxid);
     for (struct spot *child = spot->first, *next; child && watcher->feed; child = next) {
@@ -406,7 +430,7 @@ static void absence_read(int result, const struct Stat *stat, const void *data) 
   if (result == ZOK) { /* there again */
     want(spot, watcher->tree ? NAMES : DATA);
   } else {
-    while (spot->first && watcher->feed) remove_spot(spot->first, watcher->gone_at);
+    remove_below(spot, watcher->gone_at);
     if (watcher->feed && !watcher->tree) feed_delete(spot, watcher->gone_at);
   }
   pump(watcher);
@@ -456,11 +480,17 @@ static void root_is_gone(struct watcher *watcher) {
 
 /* ------------------------------------------------------------------ what fires */
 
-/* A deleted node below the root is not read again: its directory's names are, and want it read if it was made anew. */
+/*
+ * A deleted node below the root is not read again: its directory's names are, and want it read if it was made anew.
+ * Another session may have read them before this one heard of it.
+ */
 static bool fired(struct spot *spot, int type, unsigned what) {
   if (type == ZOO_SESSION_EVENT) return false;
   spot->armed &= ~what;
-  return !spot->dead && !(spot->parent && type == ZOO_DELETED_EVENT);
+  if (spot->dead || !spot->parent || type != ZOO_DELETED_EVENT) return !spot->dead;
+  ask_above(spot);
+  pump(spot->watcher);
+  return false;
 }
 
 static void data_event(zhandle_t *handle, int type, int state, const char *path, void *context) {
@@ -489,11 +519,17 @@ static void absence_event(zhandle_t *handle, int type, int state, const char *pa
 
 /* ------------------------------------------------------------------ moving on */
 
+/* It was found through another session, whose server may be ahead: what stood there before is not to be told. */
+static bool may_be_old(const struct spot *spot) {
+  return spot->watcher->live && spot->parent && !spot->armed && spot->session != spot->parent->session;
+}
+
 static bool send_read(struct spot *spot, unsigned what) {
   char path[ZK_PATH_MAX * 4];
   zhandle_t *handle = spot->session->handle;
   int result;
   path_of(spot, path);
+  if (may_be_old(spot) && !zk_sync(spot->session)) return false;
   if (what == DATA) result = zoo_awget(handle, path, data_event, spot, data_read, spot);
   else if (what == NAMES) result = zoo_awget_children2(handle, path, names_event, spot, names_read, spot);
   else result = zoo_awexists(handle, path, absence_event, spot, absence_read, spot);
@@ -514,14 +550,32 @@ static bool read_spot(struct spot *spot) {
   return true;
 }
 
+static bool uses(const struct spot *spot, const struct zk_session *session) {
+  if (spot->session == session) return true;
+  for (const struct spot *child = spot->first; child; child = child->next)
+    if (uses(child, session)) return true;
+  return false;
+}
+
+/* Is a session that it uses without a connection? Walks over it only while some session with watches is. */
+static bool is_cut(const struct watcher *watcher) {
+  const struct kv_list *sessions = &watcher->zk->sessions;
+  for (struct kv_list *at = sessions->next; at != sessions; at = at->next) {
+    const struct zk_session *session = kv_list_of(struct zk_session, node, at);
+    if (session->state != ZK_READY && zk_watches_any(session) && uses(watcher->root, session)) return true;
+  }
+  return false;
+}
+
 static void settle(struct watcher *watcher) {
-  if (watcher->live) {
-    kv_zk->feed_commit(watcher->feed, (uint64_t)watcher->revision);
-  } else {
+  bool cut = !watcher->connected && is_cut(watcher);
+  if (!watcher->live) {
     watcher->live = true;
     kv_zk->feed_end(watcher->feed, (uint64_t)watcher->revision);
+  } else if (!cut) {
+    kv_zk->feed_commit(watcher->feed, (uint64_t)watcher->revision);
   }
-  set_connected(watcher, true);
+  if (!cut) set_connected(watcher, true);
 }
 
 /* Read what is to be read; when nothing is under way any more, all that was known to change has been fed. */
@@ -529,7 +583,9 @@ static void pump(struct watcher *watcher) {
   struct kv_list later;
   int skips = 0;
   kv_list_init(&later);
-  while (watcher->feed && !kv_list_empty(&watcher->todo) && watcher->in_flight < WINDOW && skips < SKIPS_MAX) {
+  /* When nothing is under way, nobody would come back to what stands behind those that are skipped. */
+  while (watcher->feed && !kv_list_empty(&watcher->todo) && watcher->in_flight < WINDOW &&
+         (skips < SKIPS_MAX || !watcher->in_flight)) {
     struct spot *spot = kv_list_of(struct spot, todo, watcher->todo.next);
     bool ready = spot->session->state == ZK_READY && read_spot(spot);
     if (!ready) skips++;
@@ -591,13 +647,6 @@ bool zk_watches_any(const struct zk_session *session) {
   return session->watch_bytes > 0;
 }
 
-static bool uses(const struct spot *spot, const struct zk_session *session) {
-  if (spot->session == session) return true;
-  for (const struct spot *child = spot->first; child; child = child->next)
-    if (uses(child, session)) return true;
-  return false;
-}
-
 void zk_watches_down(struct zk_session *session) {
   struct kv_list *feeds = &session->zk->feeds, *next;
   for (struct kv_list *at = feeds->next; at != feeds; at = next) {
@@ -609,12 +658,13 @@ void zk_watches_down(struct zk_session *session) {
 
 void zk_watches_ready(struct zk_session *session) {
   struct kv_list *feeds = &session->zk->feeds, *next;
+  if (!zk_watches_any(session)) return;
   for (struct kv_list *at = feeds->next; at != feeds; at = next) {
     struct watcher *watcher = kv_list_of(struct watcher, node, at);
     next = at->next;
-    if (!watcher->feed) continue;
+    if (!watcher->feed || !uses(watcher->root, session)) continue;
     /* A new session knows of no state that it must not fall behind: the member may. */
-    if (watcher->begun && uses(watcher->root, session)) zk_sync(session);
+    if (watcher->begun) zk_sync(session);
     if (watcher->begun) pump(watcher);
     else start(watcher);
   }
@@ -624,6 +674,7 @@ void zk_watches_ready(struct zk_session *session) {
 static void read_again(struct spot *spot, const struct zk_session *session, bool whole) {
   bool forgotten = spot->session == session;
   if (forgotten) spot->armed = 0;
+  if (whole) spot->known = 0; /* the core knows; and of another history it says nothing */
   if (forgotten || whole) want(spot, spot->parent ? DATA | NAMES : spot->watcher->tree ? NAMES : DATA);
   for (struct spot *child = spot->first; child; child = child->next) read_again(child, session, whole);
 }
