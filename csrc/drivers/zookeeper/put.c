@@ -404,6 +404,22 @@ static void fill(struct zk_call *call) {
 
 /* ------------------------------------------------------------------ another kind of node */
 
+/* Ours was set, and another write followed before the node was made anew. It is not set again over that one. */
+static void set_overtaken(int result, const char *value, int size, const struct Stat *stat, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  if (!call) return;
+  kv_slice own = call->op->value;
+  if (result == ZNONODE || (result == ZOK && !zk_is_key(size, stat))) {
+    again(call, begin); /* the server removed it, as its time was over */
+  } else if (result != ZOK) {
+    half_done(call, result);
+  } else {
+    /* Whoever made it with a time to live may have made it anew for us: see repair(). */
+    bool same = (size_t)size == own.size && (!size || memcmp(value, own.data, own.size) == 0);
+    done(call, same ? stat : &call->claim);
+  }
+}
+
 static void was_recreated(int result, const void *data) {
   struct zk_call *call = zk_answered(data);
   if (!call) return;
@@ -411,6 +427,8 @@ static void was_recreated(int result, const void *data) {
   else if (result == ZNOTEMPTY && call->claimed) pin(call);
   else if (result == ZNOTEMPTY && wanted(call) == PERMANENT) again(call, begin);
   else if (result == ZNOTEMPTY) zk_finish(call, KV_UNSUPPORTED, "%s", ZK_STUCK);
+  else if (result == ZBADVERSION && call->claimed)
+    zk_sent(call, zoo_aget(call->session->handle, call->path, 0, set_overtaken, call));
   else if (result == ZBADVERSION || result == ZNONODE || result == ZNODEEXISTS) again(call, begin);
   else if (call->claimed) half_done(call, result);
   else zk_fail(call, result);
