@@ -310,7 +310,7 @@ void kv_local_order_text(char *out, uint64_t order);
 
 /* ------------------------------------------------------------------ write.c */
 
-extern int64_t kv_local_patience; /* with readers that hold pages, for one batch; tests that play a slow one have more */
+extern int64_t kv_local_patience; /* with readers that hold pages, for one batch; longer in tests with a slow one */
 
 /* Where an op is; kept in op->number. */
 enum kv_local_op_state {
