@@ -403,6 +403,7 @@ TEST(ended_in_good_order) {
   CHECK(picture_until(&picture, "a", "1", 10));
   kill(server.pid, SIGTERM);
   waitpid(server.pid, NULL, 0);
+  WAIT_FOR(10, !kv_watch_connected(picture.watch)); /* its farewell has been read */
   CHECK(not_reached(put_within(store, "a", "2", 0.4)));
   REQUIRE(server_launch(&server));
   CHECK_EQ(put(store, "a", "3"), KV_OK);
