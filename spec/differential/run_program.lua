@@ -134,6 +134,12 @@ end
 
 -- ------------------------------------------------------------------ waiters of locks
 
+-- Whoever is cancelled is told at once, and his entry goes afterwards: one who tries once over another connection may
+-- still find it there. The handle itself tries when it is gone, and fails, as somebody else holds the lock.
+local function out_of_line(self, handle)
+  return not self.world and handle:acquire(0) and " | AND GOT IT" or ""
+end
+
 -- Those whose wait is over: what they got is part of this step.
 local function end_waits(self)
   local over = self:foresee("granted", function(world)
@@ -153,6 +159,7 @@ local function end_waits(self)
     local got, message, code = self.env.join(waiter.task, self.env.bound)
     text = text .. (" | waiter of step %d: "):format(id)
     text = text .. (got and self:token(waiter.lock) or self.failure(message, code))
+    if code == "cancelled" then text = text .. out_of_line(self, waiter.lock.handle) end
   end
   return text
 end
