@@ -367,6 +367,8 @@ TEST(credentials_and_lists) {
   CHECK_EQ(put(other, "key", "theirs"), KV_DENIED);
   CHECK_EQ(put_ttl(owner, "short", 60), KV_DENIED);
   CHECK_STR(get(owner, "short"), "(none)");
+  CHECK_EQ(put_ttl(owner, "key", 60), KV_DENIED);
+  CHECK_STR(get(owner, "key"), "mine");
   close_store(owner);
   close_store(other);
 }

@@ -189,6 +189,12 @@ void zk_acl_free(struct zk_acl *acl) {
   free(acl->marked.data);
 }
 
+bool zk_acl_may_admin(const struct zk_acl *acl) {
+  for (int32_t i = 0; i < acl->vector.count; i++)
+    if (acl->vector.data[i].perms & ZOO_PERM_ADMIN) return true;
+  return false;
+}
+
 struct ACL_vector *zk_acl_mark(struct zk_acl *acl, int64_t ttl) {
   snprintf(acl->mark, sizeof acl->mark, MARK_BEGIN "%lld:kv", (long long)ttl);
   return &acl->marked;

@@ -25,6 +25,7 @@
 #include "zookeeper.h"
 
 #define ZK_PIN "/.kv" /* below a key; see pin() */
+#define NO_ADMIN "a time to live needs the permission \"a\" (admin) in option \"acl\""
 #define MODIFIED "the key was changed, or is gone"
 
 enum kind { PERMANENT, TIMED, EPHEMERAL };
@@ -356,7 +357,7 @@ static void removed(int result, const void *data) {
   (void)result;
   if (!call) return;
   call->write_sent = false;
-  zk_finish(call, KV_DENIED, "a time to live needs the permission \"a\" (admin) in option \"acl\"");
+  zk_finish(call, KV_DENIED, "%s", NO_ADMIN);
 }
 
 static void after_fill(struct zk_call *call, int result, const struct Stat *stat) {
@@ -585,7 +586,9 @@ static void look_around(struct zk_call *call) {
 static void begin(struct zk_call *call) {
   const struct kv_op *op = call->op;
   bool create_only = op->condition == KV_IF_ABSENT && wanted(call) != TIMED;
-  if (op->flags & KV_PORTABLE) zk_look(call, true, look_around);
+  /* Not found out when the list is set: a key that was there before would be gone then. */
+  if (wanted(call) == TIMED && !zk_acl_may_admin(&call->zk->acl)) zk_finish(call, KV_DENIED, "%s", NO_ADMIN);
+  else if (op->flags & KV_PORTABLE) zk_look(call, true, look_around);
   else if (is_plain(call)) (call->zk->create_first ? create : set_any)(call);
   else if (create_only) create(call);
   else look(call);

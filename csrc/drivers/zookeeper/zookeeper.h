@@ -191,6 +191,8 @@ bool zk_parent(char *path);
 /* ACLs. False: *problem says why. */
 bool zk_acl_make(struct zk_acl *acl, const char *text, const char **problem);
 void zk_acl_free(struct zk_acl *acl);
+/* May anybody set the lists of nodes that are made with it? */
+bool zk_acl_may_admin(const struct zk_acl *acl);
 /* The list for a node that lives so long (milliseconds). */
 struct ACL_vector *zk_acl_mark(struct zk_acl *acl, int64_t ttl);
 /* The time to live that such a list tells, 0: none. */
