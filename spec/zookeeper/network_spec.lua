@@ -236,6 +236,21 @@ describe("ZooKeeper's network", function()
     assert.is_false(store:exists("key", {timeout = 30}))
   end)
 
+  it("a handshake has connect_timeout, however short the session is to be", function()
+    proxy:tell("hold-requests")
+    local store = open{session_ttl = 3, connect_timeout = 20}
+    kv.run(function()
+      local task = kv.spawn(function() return store:get("key", {timeout = 30}) end)
+      util.eventually_task(kv, function() return proxy:number("open") == 1 end, "it connects")
+      kv.sleep(3)
+      assert.equal(1, proxy:number("connections"))
+      proxy:tell("now pass")
+      local pair, message, code = task:join()
+      assert.is_nil(pair)
+      assert.is_nil(code, message)
+    end)
+  end)
+
   it("of two hosts the dead one is left alone", function()
     local store = assert(kv.open(("zk://127.0.0.1:%d,127.0.0.1:%d"):format(native.port(), zk.port), {timeout = 30}))
     stores[#stores + 1] = store

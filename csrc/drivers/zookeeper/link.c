@@ -89,6 +89,13 @@ void zk_link_interest(struct zk_session *session) {
   struct timeval timeout = {0, 0};
   int library = -1, interest = 0;
   if (link->io.fd < 0) return;
+  /* Asked now, the library would end a handshake that takes two thirds of the session's time; it has connect_timeout,
+   * for which there is a timer of ours. */
+  if (session->state == ZK_LINKING) {
+    bool begins = zoo_state(session->handle) == ZOO_CONNECTING_STATE;
+    kv_zk->io_set(&link->io, begins ? KV_IO_READ | KV_IO_WRITE : KV_IO_READ);
+    return;
+  }
   int result = zookeeper_interest(session->handle, &library, &interest, &timeout);
   if (result != ZOK) {
     zk_session_check(session);
@@ -169,10 +176,12 @@ void zk_link_drop(struct zk_session *session) {
 void zk_link_cut(struct zk_session *session) {
   struct zk_link *link = &session->link;
   if (link->library < 0 || !session->handle) return;
-  int nothing = open("/dev/null", O_RDWR | O_CLOEXEC);
-  if (nothing >= 0 && dup3(nothing, link->library, O_CLOEXEC) >= 0)
-    zookeeper_process(session->handle, ZOOKEEPER_READ); /* cannot be read: closed */
+  int nothing = open("/dev/null", O_RDWR | O_CLOEXEC), turns = MESSAGES_A_TURN;
+  bool replaced = nothing >= 0 && dup3(nothing, link->library, O_CLOEXEC) >= 0;
   if (nothing >= 0) close(nothing);
+  if (!replaced) shutdown(link->library, SHUT_RDWR); /* without descriptors: what came before is read first */
+  while (zookeeper_process(session->handle, ZOOKEEPER_READ) == ZOK && --turns > 0) { /* until it is closed */
+  }
 }
 
 bool zk_link_say_goodbye(struct zk_session *session) {
