@@ -50,7 +50,7 @@ static struct zk_lease *find(struct zk *zk, const struct kv_lease_ref *ref) {
 
 struct zk_session *zk_lease_session(struct zk *zk, const struct kv_lease_ref *ref) {
   struct zk_lease *lease = find(zk, ref);
-  return lease ? lease->session : NULL;
+  return lease && !lease->session->ending ? lease->session : NULL;
 }
 
 bool zk_lease_note(struct zk *zk, const struct kv_lease_ref *ref, const char *queue, const char *entry) {
@@ -324,13 +324,12 @@ static void detach_revoker(struct zk_call *call) {
   if (lease && lease->revoker == call) lease->revoker = NULL;
 }
 
-/* Connected: the session is ended, and its keys with it. */
+/* The session is ended, and its keys with it. The lease is known until then. */
 static void end_session(struct zk_call *call) {
   struct zk_session *session = call->session;
-  struct zk_lease *lease = find(call->zk, call->op->lease);
   session->closer = call;
-  if (lease) forget(lease);
-  else zk_session_leave(session);
+  session->ending = true;
+  zk_session_leave(session);
 }
 
 void zk_lease_revoke(struct zk *zk, struct kv_op *op) {
@@ -349,7 +348,7 @@ void zk_lease_revoke(struct zk *zk, struct kv_op *op) {
   } else if (lease->shared) {
     forget(lease);
     zk_finish(call, KV_OK, NULL);
-  } else if (!lease->session->established) {
+  } else if (!lease->session->established || lease->session->ending) {
     end_session(call);
   } else {
     zk_call_start(call, end_session);

@@ -22,6 +22,7 @@
 
 #include "zookeeper.h"
 
+#define GOODBYE_NUMBER 0x7f, 0xff, 0xff, 0xff /* the library counts up to it */
 #define MESSAGES_A_TURN 2000 /* so that one busy session leaves the others their turns */
 
 static void dialled(struct kv_dial *dial, int fd, size_t address, const char *problem);
@@ -128,13 +129,28 @@ void zk_link_cork(struct zk_session *session, bool on) {
 
 /* ------------------------------------------------------------------ events */
 
+static void keep_last(struct zk_link *link, const unsigned char *data, size_t size) {
+  size_t room = sizeof link->last, fresh = size < room ? size : room;
+  memmove(link->last, link->last + fresh, room - fresh);
+  memcpy(link->last + room - fresh, data + size - fresh, fresh);
+}
+
+/* The last that came is the answer to the goodbye: length, its number, a revision, no error. */
+static bool is_answered(const struct zk_link *link) {
+  static const unsigned char head[8] = {0, 0, 0, 16, GOODBYE_NUMBER}, no_error[4];
+  return memcmp(link->last, head, sizeof head) == 0 && memcmp(link->last + 16, no_error, sizeof no_error) == 0;
+}
+
 /* The goodbye went out: whatever comes, until the server closes. */
 static void drain(struct zk_session *session) {
-  char unwanted[4096];
+  struct zk_link *link = &session->link;
+  unsigned char data[4096];
   ssize_t got;
-  do got = recv(session->link.io.fd, unwanted, sizeof unwanted, MSG_DONTWAIT);
-  while (got > 0 || (got < 0 && errno == EINTR));
-  if (got == 0 || (errno != EAGAIN && errno != EWOULDBLOCK)) zk_session_ended(session);
+  do {
+    got = recv(link->io.fd, data, sizeof data, MSG_DONTWAIT);
+    if (got > 0) keep_last(link, data, (size_t)got);
+  } while (got > 0 || (got < 0 && errno == EINTR));
+  if (got == 0 || (errno != EAGAIN && errno != EWOULDBLOCK)) zk_session_ended(session, is_answered(link));
 }
 
 static void link_ready(struct kv_io *io, unsigned events) {
@@ -186,12 +202,13 @@ void zk_link_cut(struct zk_session *session) {
 
 bool zk_link_say_goodbye(struct zk_session *session) {
   /* length, number, kind: in network order */
-  static const unsigned char goodbye[12] = {0, 0, 0, 8, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xf5};
+  static const unsigned char goodbye[12] = {0, 0, 0, 8, GOODBYE_NUMBER, 0xff, 0xff, 0xff, 0xf5};
   struct zk_link *link = &session->link;
   zk_link_cork(session, false);
   if (link->io.fd < 0 || (link->io.events & KV_IO_WRITE)) return false; /* the library holds back half a message */
   ssize_t sent = send(link->io.fd, goodbye, sizeof goodbye, MSG_DONTWAIT | MSG_NOSIGNAL);
   if (sent != (ssize_t)sizeof goodbye) return false;
+  memset(link->last, 0, sizeof link->last);
   kv_zk->io_set(&link->io, KV_IO_READ);
   return true;
 }

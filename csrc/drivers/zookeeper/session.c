@@ -19,6 +19,7 @@
 
 #define GOODBYE_SECONDS 1
 #define REFUSALS_MAX 3
+#define LASTING_SECONDS 1 /* a connection that is lost before is as good as none, for when to try again */
 #define SYNCS_AT_ONCE 2
 #define NOWHERE "127.0.0.1:1" /* see link.c */
 
@@ -31,7 +32,7 @@ static void wake_fired(struct kv_timer *timer) {
 
 static void limit_fired(struct kv_timer *timer) {
   struct zk_session *session = timer->data;
-  if (session->state == ZK_CLOSING) zk_session_ended(session);
+  if (session->state == ZK_CLOSING) zk_session_ended(session, false);
   else if (session->state == ZK_LINKING) zk_condemn(session, "no answer to the handshake within connect_timeout");
 }
 
@@ -161,13 +162,17 @@ static void tell_core(const struct zk_session *session, bool connected) {
                    connected && session->link.address < config->address_count ? endpoint : NULL, NULL);
 }
 
+static void back_off(struct zk_session *session) {
+  session->next_dial += (int64_t)(kv_zk->backoff(session->rounds) * (double)ZK_SECOND);
+  if (session->rounds < 100) session->rounds++;
+}
+
 /* No connection this time. After a round over all endpoints those who wait are told. */
 static void attempt_failed(struct zk_session *session) {
   session->next_dial = kv_zk->now();
   if (++session->attempts < session->zk->config->address_count) return;
   session->attempts = 0;
-  session->next_dial += (int64_t)(kv_zk->backoff(session->rounds) * (double)ZK_SECOND);
-  if (session->rounds < 100) session->rounds++;
+  back_off(session);
   zk_calls_fail(session, KV_UNAVAILABLE, session->problem);
 }
 
@@ -190,6 +195,9 @@ static void lost(struct zk_session *session, const char *problem) {
   if (was_ready) {
     session->lost_at = session->next_dial = kv_zk->now();
     session->attempts = 0;
+    bool lasted = session->lost_at - session->ready_at >= LASTING_SECONDS * ZK_SECOND;
+    if (lasted) session->rounds = 0;
+    else back_off(session);
     tell_core(session, false);
     zk_watches_down(session);
   }
@@ -203,7 +211,7 @@ static void ready(struct zk_session *session) {
   session->established = true;
   session->ready_at = session->told_at = kv_zk->now();
   session->granted = zoo_recv_timeout(session->handle) / 1000.0;
-  session->attempts = session->rounds = session->refusals = 0;
+  session->attempts = session->refusals = 0;
   session->problem[0] = '\0';
   tell_core(session, true);
   zk_calls_run(session);
@@ -243,7 +251,8 @@ void zk_session_check(struct zk_session *session) {
 
 /* ------------------------------------------------------------------ the end */
 
-static void gone(struct zk_session *session, kv_code code, const char *problem) {
+/* `over`: the server said so, or there never was anything there. */
+static void gone(struct zk_session *session, kv_code code, const char *problem, bool over) {
   struct zk_call *closer = session->closer;
   session->state = ZK_GONE;
   session->closer = NULL;
@@ -251,25 +260,42 @@ static void gone(struct zk_session *session, kv_code code, const char *problem) 
   kv_zk->timer_stop(&session->again);
   discard(session);
   zk_lookouts_lost(session);
+  zk_leases_lost(session);
   zk_calls_fail(session, code, problem);
-  if (closer) zk_finish(closer, KV_OK, NULL);
+  if (closer && over) zk_finish(closer, KV_OK, NULL);
+  else if (closer) zk_finish(closer, KV_UNKNOWN, "the server did not answer to the end of the session");
   zk_wake(session);
 }
 
-void zk_session_ended(struct zk_session *session) {
-  zk_link_cut(session);
-  gone(session, KV_CLOSED, "the session was ended");
+/* Somebody wants to know that it is over, so that it is said again on another connection until the server answers. */
+static bool is_insisted(const struct zk_session *session) {
+  return session->ending && session->established && !session->zk->closing;
+}
+
+void zk_session_ended(struct zk_session *session, bool answered) {
+  if (answered || !is_insisted(session)) {
+    zk_link_cut(session);
+    gone(session, KV_CLOSED, "the session was ended", answered);
+  } else {
+    session->state = ZK_READY;
+    zk_link_cut(session);
+    lost(session, "the server did not answer to the end of the session");
+  }
 }
 
 static void leave(struct zk_session *session) {
-  if (session->state == ZK_READY && zk_link_say_goodbye(session)) {
+  if (session->state == ZK_READY) zk_link_interest(session); /* perhaps half a message of this turn was sent */
+  if (session->state == ZK_READY && !session->condemned && zk_link_say_goodbye(session)) {
+    double patience = is_insisted(session) ? session->zk->config->connect_timeout : GOODBYE_SECONDS;
     session->state = ZK_CLOSING;
     kv_zk->timer_stop(&session->wake);
-    kv_zk->timer_set(&session->limit, kv_zk->now() + GOODBYE_SECONDS * ZK_SECOND);
+    kv_zk->timer_set(&session->limit, kv_zk->now() + (int64_t)(patience * (double)ZK_SECOND));
     return;
   }
+  if (is_insisted(session)) return; /* at the next opportunity */
+  bool was_there = session->established;
   zk_link_cut(session);
-  gone(session, KV_CLOSED, "the session was ended");
+  gone(session, KV_CLOSED, "the session was ended", !was_there);
 }
 
 /* The session does not exist any more, or is to be treated so. */
@@ -282,8 +308,7 @@ static void expire(struct zk_session *session) {
   zk_lookouts_lost(session);
   if (denied) zk_calls_fail(session, KV_DENIED, "the server refused the credentials");
   if (session->role == ZK_LEASE || session->role == ZK_LOCKS) {
-    zk_leases_lost(session);
-    gone(session, KV_LOST, "the session has expired");
+    gone(session, KV_LOST, "the session has expired", true);
   } else {
     zk_watches_expired(session);
   }
@@ -333,6 +358,10 @@ static void service(struct kv_task *task) {
   session->condemned = false;
   if (session->expired && session->state != ZK_GONE && session->state != ZK_CLOSING) expire(session);
   if (session->leaving && session->state != ZK_GONE && session->state != ZK_CLOSING) leave(session);
+  if (session->state == ZK_CLOSING && session->ending && session->zk->closing) {
+    session->ending = false;
+    kv_zk->timer_set(&session->limit, kv_zk->now() + GOODBYE_SECONDS * ZK_SECOND);
+  }
   if (session->state == ZK_DOWN) service_down(session);
   if (session->state == ZK_LINKING || session->state == ZK_READY) zk_link_interest(session);
   if (session->state == ZK_GONE && !session->calls && !session->awake) destroy(session);

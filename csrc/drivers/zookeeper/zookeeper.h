@@ -68,6 +68,7 @@ struct zk_link {
   size_t address;
   struct zk_relay *relay; /* TLS, or NULL */
   bool corked;
+  unsigned char last[20];  /* what came last behind the goodbye: its answer has that many bytes */
 };
 
 struct zk_session {
@@ -85,6 +86,7 @@ struct zk_session {
   bool expired;              /* service() is to give up the handle: its session is gone, or of no use any more */
   bool auth_refused;
   bool leaving;              /* end it as soon as nothing needs it */
+  bool ending;               /* with its lease, which was given up: until the server has said so, or its time is over */
   unsigned attempts;         /* endpoints tried in this round */
   unsigned rounds;           /* that failed in a row */
   unsigned refusals;         /* handshakes that were cut off, in a row, with an old session */
@@ -236,7 +238,8 @@ bool zk_link_say_goodbye(struct zk_session *session); /* false: cannot */
 /* session.c, for link.c: */
 void zk_session_linked(struct zk_session *session, const char *problem); /* dialled; NULL: well */
 void zk_session_check(struct zk_session *session); /* after the library ran */
-void zk_session_ended(struct zk_session *session); /* the server closed after our goodbye */
+/* After our goodbye the server closed, or said nothing for too long. */
+void zk_session_ended(struct zk_session *session, bool answered);
 zhandle_t *zk_session_handle(struct zk_session *session); /* made when there is none */
 
 /* ------------------------------------------------------------------ call.c */
