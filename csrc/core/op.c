@@ -271,6 +271,7 @@ static void give_up(struct kv_core_op *op, kv_code code, const char *cause) {
 /* Why nothing came of it so far, or "". Who waited for a connection all the time is told what others failed with. */
 static const char *why_late(const struct kv_core_op *op) {
   if (op->last_problem) return op->last_problem;
+  if (any_thread(op)) return ""; /* `sent` is the driver's, and it has no connections */
   return op->pub.sent ? "" : op->backend->away;
 }
 
