@@ -314,7 +314,7 @@ function Store:atomic_delete(key, previous, opts) end
 ---Read, compute, compare and set; again after a conflict.
 ---@param key string
 ---@param fn fun(value: any, pair: kv.pair?): any the new value; nil leaves the key alone
----@param opts? kv.write_options timeout is for all rounds: none begins later, and what fn takes is not held against its write
+---@param opts? kv.write_options timeout is for all rounds: none begins later
 ---@return kv.pair? pair that is there now
 ---@return string? message
 ---@return kv.code? code

@@ -334,7 +334,8 @@ end
 --- Read a key, compute its new value, and write it if nobody else wrote meanwhile; again after a conflict.
 -- @tparam string key
 -- @tparam function fn fn(value or nil, pair or nil) -> the new value; nil leaves the key alone. It may wait.
--- @tparam[opt] table opts as of put; timeout is for all rounds: none begins later, and what fn takes is not held against its write
+-- @tparam[opt] table opts as of put; timeout is for all rounds: none begins later, and what fn takes is not held
+-- against its write
 -- @treturn[1] table the pair that is there now; a bare nil when fn left an absent key alone
 -- @return[2] nil, message, code
 function Store:update(key, fn, opts, extra)
