@@ -13,8 +13,9 @@
 #include "core/core.h"
 #include "drivers/driver.h"
 
-/* ------------------------------------------------------------------ a driver: "a" is answered at once, "defer" too, but
- * something is left to do then, "late" in 3 ms, "never" never */
+/* ------------------------------------------------------------------ a driver */
+
+/* "a" is answered at once, "defer" too, but something is left to do then, "late" in 3 ms, "never" never. */
 
 static const struct kv_host *host;
 static _Thread_local char here; /* its address tells threads apart */

@@ -311,7 +311,8 @@ TEST(a_put_that_begins_again_keeps_nothing_of_its_first_round) {
   CHECK_EQ(put_ttl(other, "k", 60), KV_OK);
   CHECK_EQ(code_of(store, &(kv_request){.kind = KV_PING}), KV_OK);
   tell(&proxy, "stop-at 14"); /* a multi */
-  uint64_t tag = submit(store, &(kv_request){.kind = KV_PUT, .key = KV_TEXT("k"), .value = KV_TEXT("w"), .timeout = 20});
+  kv_request put = {.kind = KV_PUT, .key = KV_TEXT("k"), .value = KV_TEXT("w"), .timeout = 20};
+  uint64_t tag = submit(store, &put);
   WAIT_FOR(10, tell(&proxy, "stopped") == 1);
   CHECK_EQ(code_of(other, &(kv_request){.kind = KV_DELETE, .key = KV_TEXT("k")}), KV_OK);
   tell(&proxy, "stop-at 0");

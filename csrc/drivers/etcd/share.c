@@ -3,8 +3,8 @@
  *
  * A call of its own costs the server ten times what the read in it does. So what is asked for in one turn of the
  * reactor is one call, and only a few are out at a time on a connection: what comes meanwhile shares the next one.
- * A key that several ask for is read once. A read-only transaction is as strong as a read: the member asks the leader how
- * far the log goes, and answers when it has come that far.
+ * A key that several ask for is read once. A read-only transaction is as strong as a read: the member asks the leader
+ * how far the log goes, and answers when it has come that far.
  *
  * One caller after the other never waits for anybody, and sends a plain read. So do all whose shared read was refused
  * for what one of them asked.

@@ -4,9 +4,9 @@
  *
  * A poll that nothing came to is asked again after a while, from the same index: its head may have come, and the event
  * behind it be lost on the way. On a server that has much to do that costs a listing now and then. The head tells the
- * index of the server. One that is smaller than what was seen: a member that lags behind, as followers do while they have
- * no leader, and it will tell what we wait for; or the server has lost its data. Which of the two, time tells. In that
- * case, and when the cluster is another, the core lists.
+ * index of the server. One that is smaller than what was seen: a member that lags behind, as followers do while they
+ * have no leader, and it will tell what we wait for; or the server has lost its data. Which of the two, time tells. In
+ * that case, and when the cluster is another, the core lists.
  *
  * A whole directory is deleted by one event, which the server gives to all who watch something in it too.
  */
