@@ -15,7 +15,8 @@
  * makes it wait instead of dropping the queue, and a history that is cut ends it.
  *
  * Where the driver feeds whole states (KV_CAN_SNAPSHOT) a slow consumer makes it wait too: the queue stays, and the
- * next state tells what it does not hold. A tree that is larger than a queue may be gets through in as many steps as needed.
+ * next state tells what it does not hold. A tree that is larger than a queue may be gets through in as many steps as
+ * needed.
  *
  * `delivered` is the reactor's alone. It counts an event as delivered when it is queued; should the queue be dropped,
  * each of its events is taken back, newest first, so that the next listing sends what the consumer really missed.
