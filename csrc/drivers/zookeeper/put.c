@@ -259,13 +259,25 @@ static void create_empty(struct zk_call *call) {
 
 /* ------------------------------------------------------------------ create with a time to live */
 
-/* Another write came behind ours, or before it. A key that was claimed had our value. */
-static void overtaken(struct zk_call *call) {
-  if (call->claimed) done(call, &call->claim);
-  else again(call, look);
+static void timed_parents(struct zk_call *call);
+static void create_timed(struct zk_call *call);
+static bool is_of_kind(const struct zk_call *call);
+
+/* We took the key away, to make it anew, and another one was faster. If that was no whole put, the rest is ours: he may
+ * die, or take his node away again. */
+static void successor_seen(struct zk_call *call) {
+  if (!call->is_there) create_timed(call);
+  else if (call->is_key) done(call, &call->claim);
+  else if (zk_is_blank(&call->stat) && is_of_kind(call)) fill(call);
+  else zk_finish(call, KV_UNKNOWN, "it was put, but another client's node took its place");
 }
 
-static void timed_parents(struct zk_call *call);
+/* Another write came behind ours, or before it. A key that was claimed had our value. */
+static void overtaken(struct zk_call *call) {
+  if (call->claimed && call->deleted) zk_look(call, true, successor_seen);
+  else if (call->claimed) done(call, &call->claim);
+  else again(call, look);
+}
 
 /* The node that a condition is about was gone, by another's hand: the one that was made in its place is, too. */
 static void undone(int result, const void *data) {
@@ -458,6 +470,27 @@ static void timed_recreated(int result, const char *path, const struct Stat *sta
 
 static void recreate_timed(struct zk_call *call);
 
+/* A server that makes no nodes with a time to live says so before it looks at anything else, and the root is there. */
+static void probed(int result, const char *path, const struct Stat *stat, const void *data) {
+  struct zk_call *call = zk_answered(data);
+  (void)path, (void)stat;
+  if (!call) return;
+  if (result == ZUNIMPLEMENTED) {
+    zk_finish(call, KV_UNSUPPORTED, ZK_NO_TTL);
+  } else if (zk_code(result, false) == KV_UNAVAILABLE) {
+    zk_fail(call, result);
+  } else {
+    call->zk->makes_ttl = true;
+    recreate_timed(call);
+  }
+}
+
+static void probe(struct zk_call *call) {
+  int64_t ttl = wanted_ttl(call);
+  zk_sent(call, zoo_acreate2_ttl(call->session->handle, "/", NULL, -1, &call->zk->acl.vector,
+                                 ZOO_PERSISTENT_WITH_TTL, zk_reaped(ttl), probed, call));
+}
+
 static void was_claimed(int result, const struct Stat *stat, const void *data) {
   struct zk_call *call = zk_answered(data);
   if (!call) return;
@@ -480,11 +513,11 @@ static void claim(struct zk_call *call) {
   zk_sent(call, zoo_aset(call->session->handle, call->path, value, (int)op->value.size, version, was_claimed, call));
 }
 
-/* A server that makes no such nodes says so before it looks whether one is there: nothing is deleted for it. */
+/* Nothing is deleted for a server that does not make what is to follow. */
 static void recreate_timed(struct zk_call *call) {
   zhandle_t *handle = call->session->handle;
   if (!call->zk->makes_ttl) {
-    create_timed(call);
+    probe(call);
     return;
   }
   if (call->op->condition == KV_IF_REVISION && !call->claimed) {
