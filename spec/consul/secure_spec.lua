@@ -56,18 +56,10 @@ describe("consuls", function()
     store:close()
   end)
 
-  -- They try again until their time is up: both at once.
-  local function put_and_get(store)
-    return util.at_once(kv, 2, function(i)
-      if i == 1 then return store:put("key", "v") end
-      return store:get("key")
-    end)
-  end
-
   local function refused(what, tls, words, host)
     it("refuses " .. what, function()
       local store = open(tls(), REFUSED, host)
-      for _, result in ipairs(put_and_get(store)) do
+      for _, result in ipairs(util.put_and_get(kv, store)) do
         local message = fails("unavailable", result[1], result[2], result[3])
         assert.is_truthy(message:lower():find(words), message)
       end
@@ -108,7 +100,7 @@ describe("consuls", function()
 
   it("without a client certificate nothing is said", function()
     local store = open({ca = server.certificates.ca}, REFUSED)
-    local put, get = (unpack or table.unpack)(put_and_get(store))
+    local put, get = (unpack or table.unpack)(util.put_and_get(kv, store))
     assert.is_nil(put[1])
     assert.is_truthy(put[3] == "unavailable" or put[3] == "unknown", put[2])
     assert.is_truthy(get[3] == "unavailable" or get[3] == "timeout", get[2])

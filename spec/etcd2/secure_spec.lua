@@ -42,20 +42,12 @@ describe("etcd2s", function()
     store:close()
   end)
 
-  -- They try again until their time is up: both at once.
-  local function put_and_get(store)
-    return util.at_once(kv, 2, function(i)
-      if i == 1 then return store:put("key", "v") end
-      return store:get("key")
-    end)
-  end
-
   local function refused(what, change, words)
     it("refuses " .. what, function()
       local tls = full()
       change(tls)
       local store = open(tls, REFUSED)
-      for _, result in ipairs(put_and_get(store)) do
+      for _, result in ipairs(util.put_and_get(kv, store)) do
         local message = fails("unavailable", result[1], result[2], result[3])
         assert.is_truthy(message:lower():find(words), message)
       end

@@ -54,6 +54,14 @@ function util.asked_at_once(kv, count, proxy, fn)
   end)
 end
 
+--- What a put and a get return, as at_once does. Where they are refused they try until their time is up: both at once.
+function util.put_and_get(kv, store)
+  return util.at_once(kv, 2, function(i)
+    if i == 1 then return store:put("key", "v") end
+    return store:get("key")
+  end)
+end
+
 --- Wait until these tasks have ended, for `seconds` at most each. Fails when one has not, or gave a code.
 function util.join(tasks, seconds)
   for i, task in ipairs(tasks) do

@@ -118,11 +118,15 @@ static void know(struct consul_source *source, uint64_t index) {
   source->breaks = http_breaks(source->consul->calls.http);
 }
 
-/* The server may have lost its data since; it would wait for an index that it comes to in an hour. */
-static void check_current(struct consul_source *source) {
-  if (!source->index || source->breaks == http_breaks(source->consul->calls.http)) return;
-  source->index = source->newest = 0;
+/* The state is read from the beginning, as a server may have lost its data meanwhile. */
+static void start_over(struct consul_source *source) {
   source->restart = true;
+  source->index = source->newest = 0;
+}
+
+/* Who lost his data since would wait for an index that he comes to in an hour. */
+static void check_current(struct consul_source *source) {
+  if (source->index && source->breaks != http_breaks(source->consul->calls.http)) start_over(source);
 }
 
 static bool wanted(const struct consul_source *source) {
@@ -394,12 +398,11 @@ static void lose_others(const struct consul_source *ancestor) {
   }
 }
 
-/* It will be tried again: the state is read from the beginning then, as a server may have lost its data meanwhile. */
+/* It will be tried again. */
 static void interrupted(struct consul_source *source) {
   double seconds = kv_consul->backoff(source->failures++);
   drop_doubt(source);
-  source->restart = true;
-  source->index = source->newest = 0;
+  start_over(source);
   tell_connected(source, false);
   if (source->kind == SOURCE_ANCESTOR) lose_others(source);
   if (source->denied) seconds = DENIED_PAUSE;

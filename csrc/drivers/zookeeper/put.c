@@ -26,7 +26,6 @@
 
 #define ZK_PIN "/.kv" /* below a key; see pin() */
 #define NO_ADMIN "a time to live needs the permission \"a\" (admin) in option \"acl\""
-#define MODIFIED "the key was changed, or is gone"
 
 enum kind { PERMANENT, TIMED, EPHEMERAL };
 
@@ -279,13 +278,11 @@ static void overtaken(struct zk_call *call) {
   else again(call, look);
 }
 
-/* The node that a condition is about was gone, by another's hand: the one that was made in its place is, too. */
+/* What was claimed was taken away by another's hand: the node that was made in its place is, too. */
 static void undone(int result, const void *data) {
   struct zk_call *call = zk_answered(data);
   (void)result;
-  if (!call) return;
-  if (call->claimed) done(call, &call->claim);
-  else zk_finish(call, KV_MODIFIED, "%s", MODIFIED);
+  if (call) done(call, &call->claim);
 }
 
 static void timed_created(int result, const char *path, const struct Stat *stat, const void *data) {
@@ -293,7 +290,7 @@ static void timed_created(int result, const char *path, const struct Stat *stat,
   (void)path;
   if (!call) return;
   if (result == ZOK || result == ZNODEEXISTS) call->zk->makes_ttl = true;
-  if (result == ZOK && call->op->condition == KV_IF_REVISION && !call->deleted) {
+  if (result == ZOK && call->claimed && !call->deleted) {
     zk_sent(call, zoo_adelete(call->session->handle, call->path, 0, undone, call));
   } else if (result == ZOK) {
     call->stat = *stat;
@@ -586,7 +583,7 @@ static bool condition_holds(struct zk_call *call) {
   } else if (exists) {
     zk_finish(call, KV_EXISTS, "the key is there");
   } else {
-    zk_finish(call, KV_MODIFIED, "%s", MODIFIED);
+    zk_finish(call, KV_MODIFIED, "the key was changed, or is gone");
   }
   return false;
 }

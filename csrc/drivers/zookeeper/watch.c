@@ -292,28 +292,29 @@ static void feed_delete(struct spot *spot, int64_t revision) {
   kv_zk->feed_event(watcher->feed, KV_EVENT_DELETE, zk_key(path), (kv_slice){NULL, 0}, (uint64_t)revision, 0);
 }
 
+static bool remove_below(struct spot *spot, int64_t revision);
+
 /*
  * A node that is gone, with all below. A key that was made later than that stays: another session, which is ahead, has
  * told it, and where it was missed it will be seen to come, or to be gone again. False: something stays.
  */
 static bool remove_spot(struct spot *spot, int64_t revision) {
   struct watcher *watcher = spot->watcher;
-  bool stays = spot->known > revision;
-  for (struct spot *child = spot->first, *next; child && watcher->feed; child = next) {
-    next = child->next;
-    if (!remove_spot(child, revision)) stays = true;
-  }
+  bool stays = !remove_below(spot, revision) || spot->known > revision;
   if (stays || !watcher->feed) return false; /* without a feed all are dead already */
   feed_delete(spot, revision);
   if (watcher->feed) kill(spot);
   return true;
 }
 
-static void remove_below(struct spot *spot, int64_t revision) {
-  for (struct spot *child = spot->first, *next; child && spot->watcher->feed; child = next) {
+static bool remove_below(struct spot *spot, int64_t revision) {
+  const struct watcher *watcher = spot->watcher;
+  bool all = true;
+  for (struct spot *child = spot->first, *next; child && watcher->feed; child = next) {
     next = child->next;
-    remove_spot(child, revision);
+    if (!remove_spot(child, revision)) all = false;
   }
+  return all;
 }
 
 /* ------------------------------------------------------------------ reading */
